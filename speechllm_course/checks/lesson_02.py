@@ -1,0 +1,22 @@
+"Checkers of lesson 02, corpus."
+from speechllm_course.world import Utterance
+
+def _sum(text, content): return Utterance(text, "qa", "", {}, text, content)
+
+def check_leaked(f):
+    train = [_sum("what is two plus three", "2+3"), _sum("add one and four", "1+4")]
+    test = [_sum("how much is two plus three", "2+3"), _sum("add six and one", "1+6"), _sum("what is nine minus four", "9-4"), _sum("add one and four", "1+4")]
+    got = f(train, test)
+    assert got != .25, "you found only the identical text; the same operands under another wording leak, too: compare contents"
+    assert got <= 1, "the share lies between 0 and 1: divide by the number of test utterances"
+    assert abs(got - .5) < 1e-9, f"two of the four test utterances ask for a sum that was trained, yours says {got}"
+    assert f(train, []) == 0, "an empty test set leaks nothing: return 0"
+
+def check_goes_to_test(f):
+    keys = [f"wording {i}" for i in range(2000)]
+    first = [f(k, .2) for k in keys]
+    assert first == [f(k, .2) for k in keys], "the same key went to different sides: the rule must not draw random numbers"
+    share = sum(first) / len(first)
+    assert .15 < share < .25, f"with share 0.2 you hold out {share:.0%} of the keys"
+    assert not any(f(k, 0.) for k in keys), "with share 0 nothing is held out"
+    assert "hash" not in f.__code__.co_names, ("Python's hash() of a string differs from process to process, so the split would, too; use zlib.crc32 or hashlib")

@@ -1,0 +1,19 @@
+"Checkers of lesson 06, model."
+import torch
+
+def check_stack_frames(f):
+    x = torch.arange(10.).view(5, 2)                       # (T=5, D=2)
+    got = f(x, 2)
+    assert got.shape != (2, 4), "the fifth frame is gone: fill the tail with zeros instead of dropping it"
+    assert got.shape == (3, 4), f"five frames of width 2, k = 2, make (3, 4), yours {tuple(got.shape)}"
+    assert got[0].tolist() == [0., 1., 2., 3.], f"the first row should be frame 0 and then frame 1, [0, 1, 2, 3]; yours is {got[0].tolist()}: neighbours in time belong together"
+    assert got[2].tolist() == [8., 9., 0., 0.], "the last row is the fifth frame and zeros behind it"
+    assert f(x[:1], 4).shape == (1, 8), "a clip shorter than k must give one position"
+
+def check_position_ids(f):
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    got = f(mask)
+    assert got.shape == mask.shape, "one position for every place"
+    assert got[0].tolist() != [0, 1, 2, 3, 4], "you counted the padding: the first real token must have position 0, wherever it stands"
+    assert int(got.min()) >= 0, "padding has position -1, which no table has: clamp at 0"
+    assert got.tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]], f"expected [[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]], yours {got.tolist()}"

@@ -1,0 +1,176 @@
+"The command line: thin functions that call the library and turn its errors into one line."
+import json, os, sys, warnings
+from pathlib import Path
+from typing import Annotated, Optional
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+                  help="Build a speech LLM, hear it, measure it. Start with: speechllm tour")
+data_app = typer.Typer(no_args_is_help=True, help="List, build and fetch corpora. Example: speechllm data list")
+bench_app = typer.Typer(no_args_is_help=True, help="Measure speed against peers. Example: speechllm bench speed")
+app.add_typer(data_app, name="data"); app.add_typer(bench_app, name="bench")
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+
+class Failed(Exception):
+    "A command did not succeed; its message has been printed."
+
+def say(text): print(text, file=sys.stderr)
+
+def pick_device(name):
+    "auto, cpu or cuda → a device that exists."
+    import torch
+    if name not in ("auto", "cpu", "cuda"): raise typer.BadParameter(f"--device {name}: choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available(): raise ValueError("--device cuda: no GPU here; use --device cpu")
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+@app.command()
+def doctor():
+    """Check versions, devices, data and disk. Example: speechllm doctor"""
+    from speechllm_course.commands.doctor import check_all
+    if not check_all(): raise Failed
+
+@app.command()
+def tour(preset: Annotated[str, typer.Option(help="which size; tiny runs on a laptop")] = "tiny", quick: Annotated[bool, typer.Option(help="a few seconds a stage, to see that everything works")] = False,
+         device: Device = "auto", out: Annotated[Path, typer.Option(help="folder for the report, results and the trained model")] = Path("runs/tour"), seed: Annotated[int, typer.Option(help="of everything random")] = 0):
+    """Train the bridge between a speech encoder and a language model, hear it, and read a report. Example: speechllm tour --quick"""
+    if preset != "tiny": raise typer.BadParameter(f"--preset {preset}: only tiny runs everywhere; larger presets come with `train`")
+    from speechllm_course.commands.tour import run
+    run(quick=quick, device=pick_device(device), out=out, seed=seed)
+
+@app.command()
+def build(artifacts: Annotated[Optional[list[str]], typer.Argument(help="corpus, lm, encoder, tiny (default: all)")] = None,
+          out: Annotated[Optional[Path], typer.Option(help="folder to write to (default: the package's data folder)")] = None,
+          quick: Annotated[bool, typer.Option(help="a few steps each, to see that the recipes run")] = False):
+    """Rebuild what is shipped, from scratch. Example: speechllm build lm --out runs/data"""
+    from speechllm_course.commands.build import run
+    run(artifacts or [], out, quick)
+
+@app.command()
+def train(config: Annotated[Path, typer.Argument(help="a YAML file with a stage")], resume: Annotated[bool, typer.Option(help="continue after the last checkpoint")] = False,
+          dry_run: Annotated[bool, typer.Option(help="check config and data, estimate memory and time, train nothing")] = False, device: Device = "auto"):
+    """Run one training stage from a config file. Example: speechllm train connector.yaml --dry-run"""
+    from speechllm_course.commands.stages import run_file
+    run_file(config, resume=resume, dry_run=dry_run, device=pick_device(device))
+
+@app.command()
+def transcribe(files: Annotated[list[Path], typer.Argument(help="recordings of up to 60 s")], model: Annotated[str, typer.Option(help="a shipped model or a folder")] = "tiny",
+               strict: Annotated[bool, typer.Option(help="stop at the first recording that cannot be used")] = False, device: Device = "auto"):
+    """Write down what recordings say. Example: speechllm transcribe one.wav two.flac"""
+    _listen(files, "transcribe", model, strict, pick_device(device))
+
+@app.command()
+def ask(file: Annotated[Path, typer.Argument(help="a recording of up to 60 s")], prompt: Annotated[str, typer.Option(help="what to do with it")] = "answer",
+        model: Annotated[str, typer.Option(help="a shipped model or a folder")] = "tiny", device: Device = "auto"):
+    """Answer a spoken question or request. Example: speechllm ask question.wav"""
+    _listen([file], prompt, model, True, pick_device(device), names=False)
+
+def _listen(files, prompt, model, strict, device, names=True):
+    "Shared by transcribe and ask: the good files are answered, the bad ones named."
+    from speechllm_course.audio import AudioError, clipped_share, load_audio
+    clips, bad = [], 0
+    for file in files:
+        try: clips.append((file, load_audio(file)))
+        except AudioError as e:
+            if strict: raise
+            say(f"error: {e}"); bad += 1
+    if clips:
+        from speechllm_course.processor import load_model
+        speech_llm = load_model(model, device)
+        for file, waveform in clips:
+            if (share := clipped_share(waveform)) > .01: say(f"warning: {file}: {share:.0%} of the samples are clipped; words may be wrong")
+            text = speech_llm.answer(waveform, prompt)
+            print(f"{file}\t{text}" if names and len(files) > 1 else text)
+    if bad: raise Failed
+
+@app.command(name="eval")
+def eval_(data: Annotated[str, typer.Option(help="world:SPLIT, fsdd, fsdd:SPEAKER, barista, or a folder with metadata.csv")], root: Annotated[Optional[Path], typer.Option(help="folder that holds fsdd/, barista/")] = None,
+          task: Annotated[Optional[str], typer.Option(help="asr, qa, command, order, digit, manner, refuse or answer (default: the corpus's own)")] = None,
+          part: Annotated[str, typer.Option(help="all, encoder or lm")] = "all", input: Annotated[str, typer.Option(help="audio, or text: the transcript instead of the clip")] = "audio",
+          model: Annotated[str, typer.Option(help="a shipped model or a folder")] = "tiny", committed: Annotated[bool, typer.Option(help="only the clips that travel with the package, even where more can be synthesised")] = False,
+          world_seed: Annotated[int, typer.Option(help="of a full split; another seed is a regenerated world")] = 0, limit: Annotated[int, typer.Option(help="clips at most (0: all)")] = 0,
+          diagnose: Annotated[bool, typer.Option(help="is it listening? swap and silence the audio too")] = False, strict: Annotated[bool, typer.Option(help="fail on a broken clip")] = False,
+          as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False, out: Annotated[Optional[Path], typer.Option(help="write the JSON here too")] = None, device: Device = "auto"):
+    """Measure a model on a corpus. Example: speechllm eval --data world:test_voices --task qa --json"""
+    from speechllm_course.commands.evaluation import run, show
+    result = run(data, root, task, part, input, model, committed, world_seed, limit, diagnose, strict, pick_device(device), say)
+    if out:
+        from speechllm_course.commands.report import write_text
+        write_text(out, json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result) if as_json else show(result))
+
+@bench_app.command()
+def speed(out: Annotated[Optional[Path], typer.Option(help="write the JSON here too")] = None):
+    """Performance against what you would use instead. Example: speechllm bench speed --out speed.json"""
+    checkout = Path(__file__).parent.parent / "tests" / "benchmarks"
+    try:
+        import librosa  # noqa: F401  (the bench extra)
+        if not checkout.is_dir(): raise ImportError
+    except ImportError: raise typer.BadParameter("bench speed needs a checkout of the repository and: pip install 'speechllm_course[bench]'") from None
+    sys.path.insert(0, str(checkout))
+    from speed import run
+    run(out)
+
+@data_app.command("list")
+def data_list():
+    """Which corpora are here, and how to get the others. Example: speechllm data list"""
+    from speechllm_course.commands.evaluation import list_data
+    list_data()
+
+@data_app.command("build")
+def data_build(split: Annotated[str, typer.Argument(help="train, valid, test_voices, test_text or test_both")] = "test_voices", seed: Annotated[int, typer.Option(help="another seed, another corpus of the same world")] = 0,
+               n: Annotated[int, typer.Option(help="clips")] = 1000):
+    """Synthesise a full split of the world into the cache. Example: speechllm data build test_voices"""
+    from speechllm_course.corpus import cache_dir, load_world
+    print(f"{len(load_world(split, True, seed, n))} clips in {cache_dir() / 'world'}")
+
+@data_app.command("fetch")
+def data_fetch(name: Annotated[str, typer.Argument(help="fsdd or barista")], to: Annotated[Optional[Path], typer.Option(help="folder (default: the cache)")] = None):
+    """Download a corpus of real recordings. Example: speechllm data fetch fsdd"""
+    from speechllm_course.recordings import fetch
+    print(fetch(name, to))
+
+@app.command()
+def notebooks(dest: Annotated[Path, typer.Argument(help="a new folder")]):
+    """Copy the course out, to work in it. Example: speechllm notebooks my-course"""
+    from speechllm_course.commands.doctor import copy_notebooks
+    print(f"{copy_notebooks(dest)} notebooks in {dest}; open them with: jupyter lab {dest}")
+
+@app.command()
+def check(lesson: Annotated[str, typer.Argument(help="a lesson's number, such as 01a")], notebook: Annotated[Optional[Path], typer.Option(help="your exercise notebook (default: exercises/LESSON_*.ipynb here or below nbs)")] = None):
+    """Check your solutions of a lesson's exercises. Example: speechllm check 01a"""
+    from speechllm_course.checks import run
+    if not run(lesson, notebook): raise Failed
+
+def main():
+    "Entry point: exit 0 when done, 1 when failed, 2 for bad usage; one line on stderr unless --debug."
+    debug = "--debug" in sys.argv
+    if debug: sys.argv.remove("--debug")
+    else: _silence()
+    try: app(standalone_mode=False)
+    except typer.Exit as e: sys.exit(e.exit_code)
+    except Failed: sys.exit(1)
+    except KeyboardInterrupt: say("stopped"); sys.exit(1)
+    except Exception as e:
+        if debug: raise
+        usage = hasattr(e, "format_message")                     # click's own errors: a wrong option, a missing argument
+        say(f"error: {e.format_message() if usage else _one_line(e)}")
+        sys.exit(2 if usage else 1)
+
+def _one_line(e):
+    known = isinstance(e, (ValueError, OSError, ImportError, RuntimeError)) and str(e)
+    return " ".join(str(e).split()) if known else f"{type(e).__name__}: {' '.join(str(e).split())} (run again with --debug to see where)"
+
+def _silence():
+    "Other libraries' warnings are noise to somebody who typed a command."
+    import logging
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error"); os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1"); os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if len(sys.argv) > 1 and "--help" not in sys.argv:             # help should not wait for transformers
+        from transformers.utils import logging as transformers_logging
+        transformers_logging.disable_progress_bar(); transformers_logging.set_verbosity_error()

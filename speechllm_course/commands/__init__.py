@@ -1,0 +1,1 @@
+"What the command line does: tour, build, doctor, report."

@@ -1,0 +1,46 @@
+"Rebuild what is shipped: corpus, lm, encoder, tiny; each from its recipe, the YAML file of the same name."
+import json, os, shutil
+from pathlib import Path
+
+from speechllm_course.commands.report import write_text
+from speechllm_course.commands.stages import read_config, run_stage
+from speechllm_course.corpus import COMMITTED, cache_dir, data_dir, synthesise, write_parquet
+from speechllm_course.train import ConfigError
+
+ARTIFACTS = ("corpus", "lm", "encoder", "tiny")
+RECIPES = {"lm": ["lm"], "encoder": ["encoder-1-clear", "encoder-2-rough"], "tiny": ["tiny-1-connector", "tiny-2-joint"]}
+
+def build_corpus(folder, quick):
+    "The clips that travel with the package, one Parquet file a split."
+    for split, n in COMMITTED.items():
+        write_parquet(synthesise(split, 8 if quick else n, seed=7), folder / f"{split}.parquet")
+        print(f"corpus: {split}, {(folder / f'{split}.parquet').stat().st_size >> 10} KiB")
+
+def build_model(name, out, quick):
+    "Run the stages of a recipe one after the other; the last one's result is the artifact."
+    runs = cache_dir() / "build"
+    for recipe in RECIPES[name]:
+        config = read_config(Path(__file__).parent / f"{recipe}.yaml")
+        config.out = str(runs / recipe)
+        config.encoder, config.lm = (str(out / n) if (out / n / "config.json").exists() else n for n in (config.encoder, config.lm))
+        if config.start: config.start = str(runs / config.start)
+        if quick:
+            config.train.update(steps=4, log_every=2, out=""); config.out += "-quick"
+            if config.stage != "lm": config.data.update(clips=40, digit_strings=0)
+            if config.start: config.start += "-quick"
+        run_stage(config, resume=not quick)
+    target = out / name
+    target.mkdir(parents=True, exist_ok=True)
+    for path in Path(config.out).iterdir():
+        if path.is_file() and not path.name.startswith(".") and path.name != "latest": shutil.copy2(path, target / path.name)
+    print(f"{name}: {sum(p.stat().st_size for p in target.iterdir()) >> 10} KiB in {target}")
+
+def run(artifacts, out, quick):
+    "Build the named artifacts, or all, in the order in which they need each other."
+    unknown = [a for a in artifacts if a not in ARTIFACTS]
+    if unknown: raise ConfigError(f"{unknown[0]}: cannot be built; choose from {', '.join(ARTIFACTS)}")
+    out = Path(out or data_dir())
+    for name in ARTIFACTS:
+        if artifacts and name not in artifacts: continue
+        if name == "corpus": build_corpus(out / "corpus", quick)
+        else: build_model(name, out, quick)

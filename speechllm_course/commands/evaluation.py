@@ -1,0 +1,86 @@
+"The eval command: which corpus, which model, which figures."
+import time
+from pathlib import Path
+
+from speechllm_course import evaluate
+from speechllm_course.corpus import SPLITS, DataError, cache_dir, decode_rows, load_world
+from speechllm_course.recordings import SOURCES, find_root, load_barista, load_folder, load_fsdd, load_librispeech
+from speechllm_course.voices import can_synthesise
+
+def load(data, root=None, committed=False, seed=0):
+    "A corpus by name, and its natural task."
+    name, _, part = data.partition(":")
+    if name == "world":
+        part = part or "test_voices"
+        full = part.startswith("test") and not committed and (can_synthesise() or seed != 0)
+        return load_world(part, full, seed), "asr"
+    if name == "fsdd": return load_fsdd(part or None, root), "digit"
+    if name == "barista": return load_barista(root), "order"
+    folder = Path(data)
+    if not folder.is_dir(): raise DataError(f"{data}: neither a corpus (world:{'|'.join(SPLITS)}, fsdd, fsdd:SPEAKER, barista) nor a folder")
+    if (folder / "metadata.csv").exists():
+        rows = load_folder(folder)
+        tasks = {r for r in rows["task"]}
+        return rows, tasks.pop() if len(tasks) == 1 else "asr"
+    return load_librispeech(folder), "asr"
+
+def run(data, root, task, part, input, model, committed, seed, limit, diagnose, strict, device, say):
+    "Evaluate; returns one plain dict, null where a figure has no meaning."
+    if part not in ("all", "encoder", "lm"): raise DataError(f"--part {part}: choose all, encoder or lm")
+    if input not in ("audio", "text"): raise DataError(f"--input {input}: choose audio or text")
+    if part == "lm" and input == "audio": raise DataError("--part lm reads, it does not hear; add --input text")
+    if part == "encoder" and input == "text": raise DataError("--part encoder hears, it does not read; drop --input text")
+    dataset, natural = load(data, root, committed, seed)
+    task = task or ("answer" if input == "text" and data.startswith("world") else natural)
+    if limit: dataset = dataset.select(range(min(limit, len(dataset))))
+    if input == "text": rows, waveforms, skipped = list(dataset.remove_columns("audio")), None, []
+    else: rows, waveforms, skipped = decode_rows(dataset, strict)
+    if skipped: say(f"{len(skipped)} clips skipped: {'; '.join(skipped[:5])}{' …' if len(skipped) > 5 else ''}")
+    if not rows: raise DataError(f"{data}: no clip can be used")
+    chosen = evaluate.examples(rows, task)
+    if part == "encoder" and task not in ("asr", "order", "digit"): raise DataError(f"--part encoder can only transcribe; --task {task} needs the language model")
+    if part == "encoder" and task == "digit": task, chosen = "asr", evaluate.examples(rows, "asr")
+    whole, subject, tokenizer = subject_of(part, model, device)
+    began = time.perf_counter()
+    replies = evaluate.predict(subject, tokenizer, rows, waveforms, chosen, part, input)
+    seconds = time.perf_counter() - began
+    result = dict(data=data, split=data.partition(":")[2] or None, task=task, part=part, input=input, model=str(model), device=device, seed=seed,
+                  **evaluate.score(rows, chosen, replies, task), skipped=len(skipped), seconds=round(seconds, 1),
+                  audio_seconds=None if input == "text" else round(sum(len(waveforms[i]) for i, _, _ in chosen) / 16_000, 1))
+    if diagnose and part == "all" and input == "audio": result["listening"] = evaluate.listening_test(whole, tokenizer, rows, waveforms, "qa" if task == "asr" and any(r["task"] == "qa" for r in rows) else task)
+    return result
+
+def subject_of(part, model, device):
+    "(the whole speech LLM or None, what is evaluated, its tokenizer)."
+    from transformers import AutoTokenizer
+    from speechllm_course.lm import load_lm
+    from speechllm_course.processor import find_artifact, load_model
+    folder = find_artifact(model)
+    if part == "lm" and model == "tiny": lm, tokenizer = load_lm(find_artifact("lm"), device); return None, lm, tokenizer
+    if part == "lm" and (folder / "config.json").exists() and "speechllm" not in (folder / "config.json").read_text(): lm, tokenizer = load_lm(folder, device); return None, lm, tokenizer
+    if part == "encoder" and model == "tiny" or (folder / "preprocessor_config.json").exists() and not (folder / "slots.json").exists():
+        from speechllm_course.encoders import SpeechEncoder
+        encoder = SpeechEncoder.from_pretrained(find_artifact("encoder") if model == "tiny" else folder).to(device)
+        if part == "encoder": return None, encoder.model, AutoTokenizer.from_pretrained(find_artifact("lm"))
+    whole = load_model(model, device)
+    subject = {"all": whole, "encoder": whole.model.encoder.model, "lm": evaluate.inner_lm(whole) if part == "lm" else None}[part]
+    return whole, subject, whole.processor.tokenizer
+
+def show(result):
+    "One result for people."
+    percent = lambda x: "-" if x is None else f"{100 * x:.1f} %"
+    main = f"WER {percent(result['wer'])}" if result["task"] == "asr" else f"exact {percent(result['exact'])}"
+    low, high = result["ci95"]
+    lines = [f"{result['data']}, {result['task']} ({result['part']}, {result['input']}): {main}, 95 % interval {percent(low)} to {percent(high)}, n = {result['n']}, {result['seconds']} s"]
+    if result["refused"] is not None: lines.append(f"refused {percent(result['refused'])} of what must be refused, {percent(result['over_refused'])} of what must not")
+    if "listening" in result: lines.append("exact with the right audio {right:.1%}, with somebody else's {swapped:.1%}, with silence {silence:.1%}".format(**result["listening"]))
+    return "\n".join(lines)
+
+def list_data():
+    "Print which corpora can be used now."
+    for split in SPLITS:
+        made = list((cache_dir() / "world").glob(f"{split}-*.parquet"))
+        print(f"world:{split:12} {len(load_world(split)):5} clips committed{f', {len(made)} full corpora in the cache' if made else ''}")
+    for name in SOURCES:
+        try: print(f"{name:18} {find_root(name)}")
+        except DataError as e: print(f"{name:18} not here; run: speechllm data fetch {name}")

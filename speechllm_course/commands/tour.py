@@ -1,0 +1,147 @@
+"The tour: from a waveform to a speech LLM that answers, with every figure measured on the way."
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from speechllm_course import evaluate
+from speechllm_course.audio import log_mel, player, show_log_mel
+from speechllm_course.cache import cache_encoder
+from speechllm_course.commands.report import figure, table, write_report, write_text
+from speechllm_course.corpus import DataError, cache_dir, decode_rows, load_world
+from speechllm_course.encoder import transcribe
+from speechllm_course.processor import load_model, new_model, save_difference, speech_collate
+from speechllm_course.recordings import HELD_OUT_SPEAKER, load_barista, load_fsdd
+from speechllm_course.train import Batches, TrainConfig, train
+from speechllm_course.world import PROMPTS, text_to_slots
+
+@dataclass
+class Tour:
+    "What the stages share."
+    quick: bool
+    device: str
+    out: Path
+    seed: int
+    sections: list = field(default_factory=list)
+    results: dict = field(default_factory=dict)
+
+    def n(self, full): return max(4, full // 12) if self.quick else full
+
+def percent(x): return f"{100 * x:.1f} %"
+
+def look_and_listen(t):
+    "What a clip is: a sound, a picture, a transcript, an answer."
+    t.train_rows, t.train_waveforms, _ = decode_rows(load_world("train").select(range(t.n(400))))
+    t.rows, t.waveforms, _ = decode_rows(load_world("test_voices").select(range(t.n(120))))
+    row, waveform = t.rows[0], t.waveforms[0]
+    print(f"  {row['text']!r}, {len(waveform) / 16_000:.1f} s, said by {row['voice']} ({row['accent']}, {row['pace']})")
+    parts = [player(w, f"{r['text']} → {r['answer']}") for r, w in list(zip(t.rows, t.waveforms))[:4]] + [figure(show_log_mel(log_mel(waveform), row["text"]))]
+    return "Clips of voices that nothing here was trained on. The picture is what a model sees: 80 mel bands, 100 frames a second.", parts
+
+def language_model(t):
+    "The LM alone, on written questions."
+    t.model = new_model(connector={"name": "mlp", "stack": 3})
+    t.model.to(t.device)
+    t.questions = [c for c in evaluate.examples(t.rows, "answer")]
+    t.written = evaluate.predict(t.model, t.model.processor.tokenizer, t.rows, None, t.questions, input="text")
+    figures = evaluate.score(t.rows, t.questions, t.written, "answer")
+    t.results["lm"] = figures
+    print(f"  exact answers to written questions: {percent(figures['exact'])} (n = {figures['n']})")
+    shown = [{"question": t.rows[i]["text"], "answer": a} for a, (i, _, _) in list(zip(t.written, t.questions))[:5]]
+    return f"The language model reads; it has never heard anything. Exact answers: {percent(figures['exact'])}, n = {figures['n']}.", [table(shown)]
+
+def encoder(t):
+    "The encoder alone: greedy CTC."
+    heard = transcribe(t.model.model.encoder.model, t.model.processor.tokenizer, t.waveforms)
+    chosen = evaluate.examples(t.rows, "asr")
+    figures = evaluate.score(t.rows, chosen, heard, "asr")
+    t.results["encoder"] = figures
+    print(f"  word error rate on unseen voices: {percent(figures['wer'])} (n = {figures['n']})")
+    shown = [{"said": r["text"], "heard": h} for r, h in list(zip(t.rows, heard))[:5]]
+    return f"The encoder hears; it has never answered anything. Word error rate on unseen voices: {percent(figures['wer'])}.", [table(shown)]
+
+def _train_connector(t, name, transcribe_share, steps, seed):
+    "Train the connector on cached encoder outputs; returns the history."
+    store = cache_encoder(t.model.model.encoder, t.model.processor.feature_extractor, t.train_waveforms, [{k: v for k, v in r.items() if k != "audio"} for r in t.train_rows], cache_dir() / "tour")
+    collate = speech_collate(store, t.model.processor, transcribe_share, cached=True)
+    batches = Batches([r["frames"] for r in store.rows], collate, 1600, seed)
+    history = train(t.model, batches, TrainConfig(steps=steps, learning_rate=3e-3, warmup=20, log_every=5, seed=seed, device=t.device, trainable=["connector"]), quiet=True)
+    t.results[name] = dict(history=history)
+    return history
+
+def _loss_curve(history, title):
+    import matplotlib.pyplot as plt
+    ax = plt.subplots(figsize=(6, 2.4))[1]
+    ax.plot([h["step"] for h in history], [h["loss"] for h in history]); ax.set(xlabel="step", ylabel="loss per token", title=title, ylim=(0, None))
+    return figure(ax)
+
+def connector(t):
+    "Live: only the connector learns, on transcription."
+    history = _train_connector(t, "connector", 1., t.n(240), t.seed)
+    print(f"  loss {history[0]['loss']:.2f} → {history[-1]['loss']:.2f} in {history[-1]['seconds']:.0f} s; {sum(p.numel() for p in t.model.model.connector.parameters()):,} parameters moved")
+    return "Encoder and language model are frozen; the connector learns to turn hidden states into something that the language model can read. Watch for the cliff: nothing, then everything.", [_loss_curve(history, "connector only, transcription")]
+
+def _spoken(t):
+    return evaluate.predict(t.model, t.model.processor.tokenizer, t.rows, t.waveforms, t.questions)
+
+def dormancy(t):
+    "The same questions, spoken and written."
+    replies = _spoken(t)
+    figures = evaluate.score(t.rows, t.questions, replies, "answer")
+    t.results["dormancy"] = figures
+    print(f"  exact: written {percent(t.results['lm']['exact'])}, spoken {percent(figures['exact'])}: the gap is the dormant LLM")
+    shown = [{"said": t.rows[i]["text"], "spoken": a, "written": w, "right": r} for a, w, (i, _, r) in list(zip(replies, t.written, t.questions))[:5]]
+    return f"The model transcribes, but asked the same questions aloud it answers {percent(figures['exact'])} exactly, against {percent(t.results['lm']['exact'])} in writing. The survey calls this the dormancy of the LLM.", [table(shown)]
+
+def multi_task(t):
+    "Live: questions and transcription together."
+    history = _train_connector(t, "multi_task", .35, t.n(360), t.seed + 1)
+    figures = evaluate.score(t.rows, t.questions, _spoken(t), "answer")
+    t.results["multi_task"].update(figures)
+    print(f"  loss → {history[-1]['loss']:.2f}; spoken questions exact: {percent(figures['exact'])}")
+    save_difference(t.model, t.out / "model", "encoder", "lm")
+    return f"Training on answers as well as transcripts narrows the gap: {percent(figures['exact'])} of the spoken questions are now answered exactly. This model is saved and works with `speechllm ask --model {t.out / 'model'}`.", [_loss_curve(history, "connector only, transcription and answers")]
+
+def shipped(t):
+    "The shipped model on voices, digits and orders it never heard."
+    model = load_model("tiny", t.device)
+    corpora = [("world:test_voices, transcripts", t.rows, t.waveforms, "asr"), ("world:test_voices, answers", t.rows, t.waveforms, "answer")]
+    missing = []
+    for name, task, loader in ((f"fsdd:{HELD_OUT_SPEAKER}, real digits", "digit", lambda: load_fsdd(HELD_OUT_SPEAKER)), ("barista, real orders", "order", load_barista)):
+        try: rows, waveforms, _ = decode_rows(loader().shuffle(seed=0).select(range(t.n(60)))); corpora.append((name, rows, waveforms, task))
+        except DataError as e: missing.append(str(e))
+    shown, parts = [], []
+    for name, rows, waveforms, task in corpora:
+        chosen = evaluate.examples(rows, task)
+        replies = evaluate.predict(model, model.processor.tokenizer, rows, waveforms, chosen)
+        figures = evaluate.score(rows, chosen, replies, task)
+        t.results[f"tiny {name}"] = figures
+        figure_text = f"WER {percent(figures['wer'])}" if task == "asr" else f"exact {percent(figures['exact'])}"
+        shown.append({"corpus": name, "n": figures["n"], "figure": figure_text, "95 % interval": " to ".join(percent(x) for x in figures["ci95"])})
+        print(f"  {name}: {figure_text} (n = {figures['n']})")
+        parts += [player(waveforms[chosen[k][0]], f"{replies[k]}  (right: {chosen[k][2]})") for k in range(min(3, len(chosen)))]
+    for line in missing: print(f"  {line}")
+    committed = "" if not missing else " Real recordings are not on this machine: " + "; ".join(missing) + ". The README shows the figures measured by the authors."
+    return "The shipped model was trained longer and on many more voices with the same code." + committed, [table(shown), *parts]
+
+STAGES = [("Look and listen", look_and_listen, 5), ("The language model alone", language_model, 10), ("The encoder alone", encoder, 10), ("Train a connector live", connector, 45),
+          ("The dormancy gap", dormancy, 15), ("Multi-task training", multi_task, 75), ("The shipped model", shipped, 60)]
+
+def run(quick=False, device="cpu", out=Path("runs/tour"), seed=0):
+    "Walk through the stages; write report.html, results.json and the trained model."
+    import matplotlib; matplotlib.use("Agg")
+    torch.manual_seed(seed)
+    t, began = Tour(quick, device, Path(out), seed), time.perf_counter()
+    t.out.mkdir(parents=True, exist_ok=True)
+    for number, (title, stage, expected) in enumerate(STAGES, 1):
+        print(f"{number}/{len(STAGES)} {title} (about {max(1, expected // 12) if quick else expected} s)", flush=True)
+        start = time.perf_counter()
+        text, parts = stage(t)
+        seconds = time.perf_counter() - start
+        t.results.setdefault("seconds", {})[title] = round(seconds, 1)
+        t.sections.append(dict(title=title, text=text, parts=parts, seconds=f"{seconds:.0f} s"))
+    import json
+    write_text(t.out / "results.json", json.dumps(t.results, indent=1) + "\n")
+    write_report(t.out / "report.html", t.sections, "Your speech LLM")
+    print(f"done in {time.perf_counter() - began:.0f} s; open {t.out / 'report.html'}")

@@ -1,0 +1,68 @@
+"What cannot be heard is refused in one line; what can is heard alike, whatever its form."
+import io, struct
+
+import numpy as np, pytest, soundfile, torch
+
+from speechllm_course.audio import AudioError, clipped_share, encode_audio, load_audio, log_mel, save_audio
+
+def written(samples, rate=16_000, format="WAV", subtype=None):
+    out = io.BytesIO(); soundfile.write(out, samples, rate, format=format, subtype=subtype)
+    return out.getvalue()
+
+@pytest.mark.parametrize("source,part", [
+    (b"", "empty"), (b"RIFF", "not a readable audio file"), (b"hello" * 1000, "not a readable audio file"),
+    (written(np.zeros(16_000)), "silent"), (written(np.full(320, .1)), "20 ms is too short"), (written(np.zeros(0)), "holds no samples"),
+    (written(np.array([np.nan] * 16_000), subtype="FLOAT"), "NaN"), (written(np.array([np.inf] * 16_000), subtype="FLOAT"), "NaN or infinite"),
+    (written(np.random.default_rng(0).normal(0, .1, 4000), rate=4000), "outside 8000 to 192000 Hz"),
+])
+def test_refused_in_one_line(source, part):
+    with pytest.raises(AudioError) as e: load_audio(source, name="clip.wav")
+    assert part in str(e.value) and "\n" not in str(e.value) and "clip.wav" in str(e.value) and ";" in str(e.value) or "dBFS" in str(e.value)
+
+@pytest.mark.parametrize("format,subtype", [("WAV", None), ("FLAC", None), ("OGG", "VORBIS"), ("OGG", "OPUS")])
+def test_cut_off_files_are_noticed(tone, format, subtype):
+    data = encode_audio(tone, format, subtype, .5)
+    load_audio(data)
+    for share in (.3, .6, .9, .99):
+        with pytest.raises(AudioError): load_audio(data[:int(len(data) * share)])
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000, 96_000, 192_000])
+@pytest.mark.parametrize("channels", [1, 2, 8])
+def test_rates_and_channels(rate, channels):
+    t = np.arange(rate) / rate
+    sound = np.tile((.3 * np.sin(2 * np.pi * 300 * t))[:, None], (1, channels))
+    waveform = load_audio(written(sound, rate))
+    assert abs(len(waveform) - 16_000) <= 2
+    spectrum = torch.fft.rfft(waveform).abs()
+    assert abs(int(spectrum.argmax()) * 16_000 / len(waveform) - 300) < 2
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+def test_sample_formats_sound_alike(tone, subtype):
+    assert (load_audio(written(tone.numpy(), subtype=subtype)) - tone).abs().max() < .01
+
+def test_integer_arrays_are_scaled():
+    from speechllm_course.audio import to_mono_16k
+    for dtype in (np.int16, np.int32, np.uint8):
+        info = np.iinfo(dtype); middle = 128 if dtype == np.uint8 else 0
+        half = np.full(16_000, middle + (info.max - middle) // 2, dtype)
+        assert abs(float(to_mono_16k(half, 16_000).mean()) - .5) < .01
+
+def test_one_hour_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "hour.wav"
+    size = 3600 * 16_000 * 2
+    with open(path, "wb") as f:
+        f.write(b"RIFF" + struct.pack("<I", 36 + size) + b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 16_000, 32_000, 2, 16) + b"data" + struct.pack("<I", size)); f.truncate(44 + size)
+    with pytest.raises(AudioError, match="3600 s is longer than 60 s"): load_audio(path)
+
+def test_clipping_is_measured(tone): assert clipped_share(tone) == 0 and clipped_share((tone * 20).clamp(-1, 1)) > .3
+
+def test_saving_leaves_no_other_files(tmp_path, tone):
+    save_audio(tmp_path / "a.wav", tone)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.wav"]
+
+def test_log_mel_equals_whisper():
+    from transformers import WhisperFeatureExtractor
+    for n in (16_000, 33_333):
+        clip = torch.randn(n, generator=torch.Generator().manual_seed(n)) * .1
+        theirs = WhisperFeatureExtractor()(clip.numpy(), sampling_rate=16_000, padding="longest", truncation=False, return_tensors="pt")["input_features"][0].T
+        assert (log_mel(clip) - theirs[:n // 160]).abs().max() < 1e-5

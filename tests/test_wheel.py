@@ -1,0 +1,42 @@
+"The wheel works outside the repository: installed without the checkout, it takes the quick tour with what it carries."
+import os, shutil, subprocess, sys, sysconfig, time, venv
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    "An empty venv with the wheel in it and the dependencies of this one beside it."
+    folder = tmp_path_factory.mktemp("wheel")
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True).stdout.split("\0")
+    copied = [n for n in names if n and (ROOT / n).is_file()] or pytest.skip("not a git checkout")
+    for name in copied:
+        target = folder / "source" / name; target.parent.mkdir(parents=True, exist_ok=True); shutil.copy(ROOT / name, target)
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, folder / "source"], check=True)
+    venv.create(folder / "venv", with_pip=False)
+    python = folder / "venv" / "bin" / "python"
+    site = Path(subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True, check=True).stdout.strip())
+    wheel = next(folder.glob("*.whl"))
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel], check=True)
+    (site / "beside.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder, python, site
+
+def test_its_own_files_are_imported(installed):
+    folder, python, site = installed
+    code = "import speechllm_course, speechllm_course.corpus as c; print(speechllm_course.__file__); print(c.data_dir())"
+    out = subprocess.run([python, "-c", code], cwd=folder, capture_output=True, text=True, check=True).stdout.split()
+    assert all(Path(p).is_relative_to(site) for p in out), out
+
+def test_quick_tour(installed):
+    folder, python, site = installed
+    start = time.time()
+    env = {k: v for k, v in os.environ.items() if k != "SPEECHLLM_DATA"} | {"OMP_NUM_THREADS": "2", "SPEECHLLM_CACHE": str(folder / "cache")}
+    run = subprocess.run([python, "-c", "from speechllm_course.cli import main; main()", "tour", "--quick", "--out", "tour"], cwd=folder, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert not run.stderr.strip(), "a user sees no warnings"
+    report = (folder / "tour" / "report.html").read_text()
+    assert report.count("<audio") >= 4 and "data:audio/mpeg" in report and "http" not in report.replace("http-equiv", "")
+    assert (folder / "tour" / "results.json").exists() and (folder / "tour" / "model" / "slots.json").exists()
+    assert time.time() - start < 30
