@@ -29,6 +29,7 @@ class SpeechData:
 class TextData:
     "What a stage that reads is trained on."
     batch: int = 64               # exchanges a batch
+    questions: float = 0.0        # share of the batch drawn from questions alone
     seed: int = 0                 # of the texts
 
 @dataclass
@@ -41,7 +42,7 @@ class Stage:
     train: dict = field(default_factory=dict)     # TrainConfig
     encoder: str = "encoder"      # speechllm: a shipped encoder by name, or a folder
     lm: str = "lm"                # encoder, speechllm: the language model whose tokenizer or weights are used
-    start: str = ""               # encoder, speechllm: continue from this trained model instead of fresh weights
+    start: str = ""               # continue from this trained model instead of fresh weights
 
 def read_config(path:Path) -> Stage:
     "Read and check a config file. Raises `ConfigError` in one line."
@@ -76,12 +77,16 @@ def training_store(data:SpeechData):
 
 def lm_stage(config):
     "Tokenizer and language model, on text alone."
-    from speechllm_course.lm import LabelLoss, TextBatches, tiny_llama, train_tokenizer
+    from speechllm_course.lm import LabelLoss, TextBatches, load_lm, tiny_llama, train_tokenizer
     data = check_config(config.data, TextData)
-    words = [t for u in sentences(30_000, 1) for t in (u.text, u.answer)] + [p for v in PROMPTS.values() for p in v] * 200 + [*ACCENTS, *PACES, *PITCHES] * 100
-    tokenizer = train_tokenizer(words, config.model.pop("vocab_size", 320))
-    model = tiny_llama(len(tokenizer), **config.model)
-    return LabelLoss(model), TextBatches(tokenizer, data.batch, data.seed), lambda folder: (model.half().save_pretrained(folder), tokenizer.save_pretrained(folder))
+    if config.start: model, tokenizer = load_lm(config.start)
+    else:
+        options = dict(config.model)
+        words = [t for u in sentences(30_000, 1) for t in (u.text, u.answer)] + [p for v in PROMPTS.values() for p in v] * 200 + [*ACCENTS, *PACES, *PITCHES] * 100
+        tokenizer = train_tokenizer(words, options.pop("vocab_size", 320))
+        model = tiny_llama(len(tokenizer), **options)
+    batches = TextBatches(tokenizer, data.batch, data.seed, data.questions)
+    return LabelLoss(model), batches, lambda folder: (model.half().save_pretrained(folder), tokenizer.save_pretrained(folder))
 
 def encoder_stage(config):
     "Our conformer with CTC over the language model's vocabulary."
