@@ -9,6 +9,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'speechllm_course.audio._hz_to_mel': ('audio.html#_hz_to_mel', 'speechllm_course/audio.py'),
                                         'speechllm_course.audio._mel_to_hz': ('audio.html#_mel_to_hz', 'speechllm_course/audio.py'),
                                         'speechllm_course.audio._ogg_is_cut': ('audio.html#_ogg_is_cut', 'speechllm_course/audio.py'),
+                                        'speechllm_course.audio._open_path': ('audio.html#_open_path', 'speechllm_course/audio.py'),
                                         'speechllm_course.audio._source': ('audio.html#_source', 'speechllm_course/audio.py'),
                                         'speechllm_course.audio._wav_is_cut': ('audio.html#_wav_is_cut', 'speechllm_course/audio.py'),
                                         'speechllm_course.audio.clipped_share': ('audio.html#clipped_share', 'speechllm_course/audio.py'),

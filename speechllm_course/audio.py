@@ -90,12 +90,17 @@ def _source(source, name):
         if not source: raise AudioError(f"{name or 'clip'}: empty, 0 bytes; record it again")
         return io.BytesIO(source), name or "clip", bytes(source)
     path = Path(source)
+    try: return _open_path(path, name)
+    except OSError as e: raise AudioError(f"{path}: cannot be opened ({e.strerror or e}); check its rights") from None
+
+def _open_path(path, name):
     if path.is_dir(): raise AudioError(f"{path}: a directory, not a recording; name the files in it")
     if not path.exists(): raise AudioError(f"{path}: no such file; check the spelling")
     size = path.stat().st_size
     if not size: raise AudioError(f"{path}: empty, 0 bytes; record it again")
     if size > 512 * 2**20: raise AudioError(f"{path}: {size >> 20} MiB is too large; cut it into clips of at most {MAX_SECONDS:.0f} s")
-    return str(path), name or str(path), path.read_bytes()
+    data = path.read_bytes()
+    return io.BytesIO(data), name or str(path), data
 
 def read_audio(
     source:str|os.PathLike|bytes|dict, # a path, the bytes of a file, or {"bytes", "path"} as datasets stores audio
@@ -111,7 +116,7 @@ def read_audio(
             if seconds > max_seconds:
                 raise AudioError(f"{name}: {seconds:.0f} s is longer than {max_seconds:.0f} s; cut it into shorter clips")
             samples, promised, rate = f.read(dtype="float32", always_2d=True), f.frames, f.samplerate
-    except soundfile.LibsndfileError as e:
+    except (soundfile.LibsndfileError, TypeError) as e:
         if is_cut(data): raise AudioError(f"{name}: cut off before its end; copy or record it again") from None
         raise AudioError(f"{name}: not a readable audio file ({str(e).split(': ')[-1].rstrip('.')}); use wav, flac, ogg, opus or mp3") from None
     if len(samples) < promised or is_cut(data): raise AudioError(f"{name}: cut off before its end; copy or record it again")
@@ -222,7 +227,7 @@ def show_log_mel(
     ax.set(xlabel="seconds", ylabel="mel bin", title=title)
     return ax
 
-# %% ../nbs/01a_audio.ipynb #audio-050
+# %% ../nbs/01a_audio.ipynb #audio-051
 def clipped_share(
     waveform:torch.Tensor, # (samples,)
 ) -> float: # share of samples at full scale, 0 to 1

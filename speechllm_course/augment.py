@@ -149,7 +149,7 @@ def augment(
     "Training augmentation: pace, vocal tract, microphone, noise, band limit, SpecAugment, each with its own chance."
     def uniform(low, high): return low + (high - low) * float(torch.rand(1, generator=generator))
     def chance(p): return uniform(0, 1) < p
-    if chance(.7): energy = warp(energy, uniform(.82, 1.22) if pace else 1., uniform(.88, 1.14) if pace else 1.)
+    if chance(.7): energy = warp(energy, uniform(.8, 1.25) if pace else 1., uniform(.82, 1.2) if pace else 1.)
     if chance(.6): energy = colour(energy, .7, generator)
     if chance(.5): energy = noise_floor(energy, uniform(3, 35), generator)
     if chance(.2): energy = torch.cat([energy[:, :(cut := int(uniform(50, 78)))], torch.full_like(energy[:, cut:], -10.)], 1)

@@ -83,13 +83,14 @@ def cache_encoder(
 ) -> ArrayStore: # per clip (T, len(layers), D)
     "Run a frozen encoder once over a corpus. The same encoder, clips, layers and view find the cache again."
     clips = [hashlib.sha256(w.numpy().tobytes()).hexdigest()[:12] for w in waveforms]
-    key = fingerprint(encoder, extractor.to_dict(), clips, list(layers), view, "float16")
+    key = fingerprint(encoder, extractor.to_dict(), clips, rows, list(layers), view, "float16")
     folder = Path(folder) / key
     if (folder / "rows.json").exists(): return ArrayStore(folder)
     device = next(encoder.parameters()).device
     def encoded():
         for start in range(0, len(waveforms), batch_size):
-            batch = extractor([w.numpy() for w in waveforms[start:start + batch_size]], sampling_rate=16_000, padding=True, return_attention_mask=True, return_tensors="pt")
+            padding = "max_length" if getattr(encoder, "kind", "") == "whisper" else True    # Whisper hears 30 s, whatever the clip
+            batch = extractor([w.numpy() for w in waveforms[start:start + batch_size]], sampling_rate=16_000, padding=padding, return_attention_mask=True, return_tensors="pt")
             name = "input_features" if "input_features" in batch else "input_values"
             out = encoder(batch[name].to(device), batch["attention_mask"].to(device).bool())
             states = torch.stack([out.hidden_states[i] for i in layers], 2)                  # (B, T, layers, D)

@@ -27,6 +27,10 @@ def pick_device(name):
     if name == "cuda" and not torch.cuda.is_available(): raise ValueError("--device cuda: no GPU here; use --device cpu")
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
+def choose(option, value, choices):
+    "Refuse a value that is not among the choices: bad usage, exit 2."
+    if value not in choices: raise typer.BadParameter(f"{option} {value}: choose from {', '.join(choices)}")
+
 @app.command()
 def doctor():
     """Check versions, devices, data and disk. Example: speechllm doctor"""
@@ -46,7 +50,8 @@ def build(artifacts: Annotated[Optional[list[str]], typer.Argument(help="corpus,
           out: Annotated[Optional[Path], typer.Option(help="folder to write to (default: the package's data folder)")] = None,
           quick: Annotated[bool, typer.Option(help="a few steps each, to see that the recipes run")] = False):
     """Rebuild what is shipped, from scratch. Example: speechllm build lm --out runs/data"""
-    from speechllm_course.commands.build import run
+    from speechllm_course.commands.build import ARTIFACTS, run
+    for name in artifacts or []: choose("artifact", name, ARTIFACTS)
     run(artifacts or [], out, quick)
 
 @app.command()
@@ -96,6 +101,9 @@ def eval_(data: Annotated[str, typer.Option(help="world:SPLIT, fsdd, fsdd:SPEAKE
           as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False, out: Annotated[Optional[Path], typer.Option(help="write the JSON here too")] = None, device: Device = "auto"):
     """Measure a model on a corpus. Example: speechllm eval --data world:test_voices --task qa --json"""
     from speechllm_course.commands.evaluation import run, show
+    from speechllm_course.evaluate import TASKS
+    choose("--part", part, ("all", "encoder", "lm")); choose("--input", input, ("audio", "text"))
+    if task: choose("--task", task, TASKS)
     result = run(data, root, task, part, input, model, committed, world_seed, limit, diagnose, strict, pick_device(device), say)
     if out:
         from speechllm_course.commands.report import write_text
@@ -130,7 +138,8 @@ def data_build(split: Annotated[str, typer.Argument(help="train, valid, test_voi
 @data_app.command("fetch")
 def data_fetch(name: Annotated[str, typer.Argument(help="fsdd or barista")], to: Annotated[Optional[Path], typer.Option(help="folder (default: the cache)")] = None):
     """Download a corpus of real recordings. Example: speechllm data fetch fsdd"""
-    from speechllm_course.recordings import fetch
+    from speechllm_course.recordings import SOURCES, fetch
+    choose("name", name, SOURCES)
     print(fetch(name, to))
 
 @app.command()
@@ -149,11 +158,11 @@ def main():
     "Entry point: exit 0 when done, 1 when failed, 2 for bad usage; one line on stderr unless --debug."
     debug = "--debug" in sys.argv
     if debug: sys.argv.remove("--debug")
-    else: _silence()
-    try: app(standalone_mode=False)
-    except typer.Exit as e: sys.exit(e.exit_code)
+    try:
+        if not debug: _silence()
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except Failed: sys.exit(1)
-    except KeyboardInterrupt: say("stopped"); sys.exit(1)
     except Exception as e:
         if debug: raise
         usage = hasattr(e, "format_message")                     # click's own errors: a wrong option, a missing argument
@@ -172,5 +181,6 @@ def _silence():
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error"); os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1"); os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if len(sys.argv) > 1 and "--help" not in sys.argv:             # help should not wait for transformers
-        from transformers.utils import logging as transformers_logging
+        try: from transformers.utils import logging as transformers_logging
+        except Exception: return                                   # doctor explains what is broken
         transformers_logging.disable_progress_bar(); transformers_logging.set_verbosity_error()

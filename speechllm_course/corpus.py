@@ -31,13 +31,14 @@ def world_rows(
     split:str, # one of `SPLITS`
     n:int, # how many
     seed:int=0, # another seed, another corpus of the same world
+    task:str|None=None, # one task only
 ) -> list[dict]: # utterances with a voice each, not yet spoken
     "Who says what: the split decides which voices and which texts may occur."
     if split not in SPLITS: raise DataError(f"world:{split}: no such split; choose from {', '.join(SPLITS)}")
     voices, test_text = SPLITS[split]
     rng = random.Random(f"rows-{split}-{seed}")
     rows = []
-    for i, u in enumerate(sentences(n, f"{split}-{seed}", test_text)):
+    for i, u in enumerate(sentences(n, f"{split}-{seed}", test_text, task)):
         v = random_voice(rng, voices)
         rows.append(dict(id=f"{split}-{seed}-{i:05d}", text=u.text, task=u.task, answer=u.answer, slots=json.dumps(u.slots), voice=v.name, accent=v.accent,
                          pace=v.pace, rate=v.rate, dial=v.pitch, range=v.range, split=split))
@@ -103,7 +104,7 @@ def write_parquet(dataset:Dataset, path:Path):
     dataset.to_parquet(part); os.replace(part, path)
 
 def _read(path):
-    if not path.exists(): raise DataError(f"{path}: missing; reinstall the package, or run: speechllm data build")
+    if not path.exists(): raise DataError(f"{path}: missing; reinstall the package, or run: speechllm build corpus")
     return Dataset.from_parquet(str(path), cache_dir=str(cache_dir() / "datasets")).cast_column("audio", Audio(decode=False))
 
 def world() -> DatasetDict: # every committed split

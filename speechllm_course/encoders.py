@@ -9,7 +9,8 @@ __all__ = ['LogMelExtractor', 'frame_rule', 'count_frames', 'by_length', 'Speech
 import numpy as np
 import torch
 import torch.nn as nn
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, BatchFeature, SequenceFeatureExtractor
+from safetensors import SafetensorError
+from transformers import AutoFeatureExtractor, AutoModel, BatchFeature, SequenceFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from .audio import MELS, SAMPLE_RATE, log_mel
@@ -87,8 +88,8 @@ class SpeechEncoder(nn.Module):
     @staticmethod
     def from_pretrained(source, dtype=torch.float32): # a folder or hub id
         "Load an encoder. Raises `FileNotFoundError` with the mend."
-        try: return SpeechEncoder.wrap(AutoModel.from_pretrained(source, dtype=dtype)).eval()
-        except (OSError, ValueError) as e: raise FileNotFoundError(f"{source}: no encoder there ({str(e).splitlines()[0][:120]}); give a folder that save_pretrained wrote, or a hub id") from None
+        try: return SpeechEncoder.wrap(AutoModel.from_pretrained(source, dtype=dtype, use_safetensors=True)).eval()
+        except (OSError, ValueError, SafetensorError) as e: raise FileNotFoundError(f"{source}: no encoder there ({str(e).splitlines()[0][:120]}); give a folder that save_pretrained wrote, or a hub id") from None
 
     def forward(self, input_features, input_features_mask=None) -> EncoderOutput:
         "Log-mels (B, T, 80) for the conformer, (B, 80, T) for Whisper, waveforms (B, samples) for the others."

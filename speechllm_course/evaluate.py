@@ -7,7 +7,7 @@ __all__ = ['TASKS', 'normalise', 'wer', 'word_errors', 'exact', 'bootstrap', 'pa
            'predict', 'inner_lm', 'score', 'listening_test']
 
 # %% ../nbs/07_evaluate.ipynb #evaluate-003
-import json, random, re, time
+import re
 
 import jiwer, numpy as np, torch
 from rapidfuzz import fuzz
@@ -119,7 +119,7 @@ def predict(
         return reply(lm, tokenizer, [(prompt, rows[i]["text"]) for i, prompt, _ in chosen])
     if part == "encoder":
         heard = transcribe(model, tokenizer, [waveforms[i] for i, _, _ in chosen], batch_size)
-        return [slots_to_text(match_order(h)) if rows[i]["task"] == "order" and not rows[i]["text"] else h for h, (i, _, _) in zip(heard, chosen)]
+        return [slots_to_text(match_order(h)) if prompt != PROMPTS["asr"][0] and rows[i]["task"] == "order" else h for h, (i, prompt, _) in zip(heard, chosen)]
     order = sorted(range(len(chosen)), key=lambda k: len(waveforms[chosen[k][0]]))
     replies = [None] * len(chosen)
     for start in range(0, len(order), batch_size):

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -149,5 +150,5 @@ def load_lm(
 ): # (model, tokenizer)
     "Any causal LM of transformers: float32 on CPU, bfloat16 on a GPU. Raises `FileNotFoundError` with the mend."
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    try: return AutoModelForCausalLM.from_pretrained(source, dtype=dtype).to(device).eval(), AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as e: raise FileNotFoundError(f"{source}: no language model there ({str(e).splitlines()[0][:120]}); give a folder that save_pretrained wrote, or a hub id") from None
+    try: return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True).to(device).eval(), AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, SafetensorError) as e: raise FileNotFoundError(f"{source}: no language model there ({str(e).splitlines()[0][:120]}); give a folder that save_pretrained wrote, or a hub id") from None

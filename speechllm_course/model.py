@@ -6,13 +6,9 @@
 __all__ = ['SpeechLLMConfig', 'build_slot', 'SpeechLLMPreTrainedModel', 'SpeechLLMModel', 'SpeechLLM']
 
 # %% ../nbs/06b_model.ipynb #model-003
-import json
-from pathlib import Path
-
 import torch
 import torch.nn as nn
-from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .encoders import SpeechEncoder
@@ -87,7 +83,9 @@ class SpeechLLMModel(SpeechLLMPreTrainedModel):
         "Token embeddings with the audio spans in their places: embeds (B, L, d), mask (B, L), the connector's own loss."
         embeds = self.get_input_embeddings()(input_ids)
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        if input_features is None and hidden_states is None: return embeds, mask, None
+        if input_features is None and hidden_states is None:
+            if (input_ids == self.config.audio_token_id).any(): raise ValueError("an audio placeholder but no clip; give one clip for every <audio>")
+            return embeds, mask, None
         span, lengths = self.audio_span(input_features, input_features_mask, hidden_states, transcript_ids)
         owned = torch.arange(span.embeds.shape[1], device=embeds.device) < lengths[:, None]      # (clips, N)
         places = input_ids == self.config.audio_token_id                                         # (B, L)

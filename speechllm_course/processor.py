@@ -92,6 +92,10 @@ def new_model(
     "A speech LLM from two trained parts. Raises `ValueError` for unknown names and options, `FileNotFoundError` for missing parts."
     connector = connector or {"name": "mlp"}
     encoder_folder, (language_model, tokenizer) = find_artifact(encoder), load_lm(find_artifact(lm))
+    if "<|audio|>" not in tokenizer.get_vocab():                       # a language model from elsewhere gets the placeholder as a new token
+        tokenizer.add_tokens(["<|audio|>"], special_tokens=True)
+        language_model.resize_token_embeddings(len(tokenizer))
+    if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token
     speech = SpeechEncoder.from_pretrained(encoder_folder)
     processor = SpeechLLMProcessor.for_parts(AutoFeatureExtractor.from_pretrained(encoder_folder), tokenizer, speech.config, connector)
     return SpeechLLM.from_parts(speech, language_model, processor, processor.audio_token_id, post_process, connector)
@@ -131,12 +135,15 @@ def save_difference(
     "Save only what differs from the shared encoder and language model (16-bit), and which ones they were."
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     base = new_model(encoder, lm, model.config.post_process, model.config.connector).state_dict()
-    changed = {k: v.half().contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight" and (("connector" in k or "post_process" in k) or not torch.equal(v, base[k]))}
+    tied = model.config.tie_word_embeddings
+    changed = {k: v.half().cpu().contiguous() for k, v in model.state_dict().items() if not (tied and k == "lm_head.weight") and ("connector" in k or "post_process" in k or not torch.equal(v.cpu(), base[k]))}
     about = dict(encoder=encoder, lm=lm, post_process=model.config.post_process, connector=model.config.connector, base=_identity(encoder, lm))
     part = folder / f".difference.{os.getpid()}"; save_file(changed, part); os.replace(part, folder / "difference.safetensors")
     part = folder / f".slots.{os.getpid()}"; part.write_text(json.dumps(about, indent=1)); os.replace(part, folder / "slots.json")
 
-def _identity(*names): return fingerprint({n: t for name in names for n, t in load_file(find_artifact(name) / "model.safetensors").items()})
+def _identity(*names):
+    "A fingerprint of the shared parts' weights."
+    return fingerprint({f"{i}.{n}": t for i, name in enumerate(names) for n, t in load_file(find_artifact(name) / "model.safetensors").items()})
 
 # %% ../nbs/06c_processor.ipynb #processor-019
 def load_model(
@@ -147,7 +154,7 @@ def load_model(
     folder = find_artifact(source)
     if (folder / "slots.json").exists(): model = _load_difference(folder)
     elif (folder / "config.json").exists():
-        try: model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32); model.processor = AutoProcessor.from_pretrained(folder)
+        try: model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True); model.processor = AutoProcessor.from_pretrained(folder)
         except Exception as e: raise ValueError(f"{folder}: not a speech LLM that can be loaded ({str(e).splitlines()[0][:120]})") from None
         if not isinstance(model, SpeechLLM): raise ValueError(f"{folder}: holds a {type(model).__name__}, not a speech LLM; give a folder that `speechllm train` or `tour` wrote")
     else: raise FileNotFoundError(f"{source}: no model there; use tiny, or a folder that `speechllm train` or `tour` wrote")
@@ -156,6 +163,7 @@ def load_model(
 def _load_difference(folder):
     try: about, changed = json.loads((folder / "slots.json").read_text()), load_file(folder / "difference.safetensors")
     except Exception as e: raise ValueError(f"{folder}: broken ({str(e).splitlines()[0][:100]}); build it again") from None
+    if not {"base", "encoder", "lm", "post_process", "connector"} <= about.keys(): raise ValueError(f"{folder}: slots.json is incomplete; build it again")
     if about["base"] != _identity(about["encoder"], about["lm"]): raise ValueError(f"{folder}: was trained on another {about['encoder']} or {about['lm']}; build it again")
     model = new_model(about["encoder"], about["lm"], about["post_process"], about["connector"])
     unknown = [k for k in changed if k not in model.state_dict()]

@@ -11,9 +11,11 @@ import difflib, json, math, os, re, shutil, time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import get_type_hints
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
@@ -28,7 +30,7 @@ class TrainConfig:
     weight_decay: float = 0.01    # on matrices only
     clip: float = 1.0             # largest gradient norm
     accumulation: int = 1         # micro-batches an optimiser step
-    seed: int = 0                 # of weights, order and dropout
+    seed: int = 0                 # of weights and dropout
     trainable: list = field(default_factory=lambda: [".*"])  # regular expressions: which parameters move
     out: str = ""                 # folder for checkpoints (empty: none)
     save_every: int = 500         # steps between checkpoints
@@ -44,15 +46,15 @@ def check_config(
     kind:type, # a dataclass
 ): # an instance of `kind`
     "Fill a dataclass from plain values. Raises `ConfigError` for unknown keys (with the nearest name) and wrong types."
-    known = {f.name: f for f in fields(kind)}
+    known, types = {f.name: f for f in fields(kind)}, get_type_hints(kind)
     for key, value in values.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             raise ConfigError(f"{key}: unknown key{f'; did you mean {near[0]}?' if near else '; known: ' + ', '.join(known)}")
-        want = known[key].type if isinstance(known[key].type, type) else __builtins__.get(known[key].type) if isinstance(__builtins__, dict) else None
+        want = types[key]
         if want is float and isinstance(value, int) and not isinstance(value, bool): value = values[key] = float(value)
         if want in (int, float, str, list, dict, bool) and (not isinstance(value, want) or (want is int and isinstance(value, bool))):
-            raise ConfigError(f"{key}: {value!r} is not of type {want.__name__}; for instance {known[key].name}: {getattr(kind(), key)!r}")
+            raise ConfigError(f"{key}: {value!r} is not of type {want.__name__}; for instance {key}: {getattr(kind(), key)!r}")
     return kind(**values)
 
 # %% ../nbs/03a_train.ipynb #train-013
@@ -107,6 +109,7 @@ class Batches:
         collate, # (indices, generator) → dict of tensors
         budget:int, # see `token_budget_batches`
         seed:int=0): # decides order and augmentation
+        if not lengths: raise ConfigError("data: no clip is left to train on; raise clips or longest")
         self.lengths, self.collate, self.budget, self.seed = lengths, collate, budget, seed
         self._epochs, self._starts = [], [0]
 
@@ -125,7 +128,7 @@ class Batches:
 # %% ../nbs/03a_train.ipynb #train-025
 def save_checkpoint(
     folder:Path, # checkpoints live in here
-    model:torch.nn.Module, # its parameters that move, and its buffers, are saved
+    model:torch.nn.Module, # its parameters that move are saved
     optimizer:torch.optim.Optimizer, # its state is saved too
     step:int, # number of finished steps
     history:list, # rows so far
@@ -154,14 +157,15 @@ def load_checkpoint(
     "Continue where the last complete checkpoint ended. Raises `ConfigError` when it belongs to another model."
     if not (folder / "latest").exists(): return 0, []
     saved = folder / (folder / "latest").read_text()
-    weights = load_file(saved / "model.safetensors")
+    try: weights, moments = load_file(saved / "model.safetensors"), load_file(saved / "optimizer.safetensors")
+    except Exception as e: raise ConfigError(f"{saved}: cannot be read ({str(e).splitlines()[0][:80]}); remove {folder} and train again") from None
     wanted = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if weights.keys() != wanted.keys() or any(weights[n].shape != p.shape for n, p in wanted.items()):
         raise ConfigError(f"{saved}: belongs to another model or another choice of trainable; use a new out folder")
     with torch.no_grad():
         for n, p in wanted.items(): p.copy_(weights[n])
     state = optimizer.state_dict()
-    for key, value in load_file(saved / "optimizer.safetensors").items():
+    for key, value in moments.items():
         index, name = key.split(".")
         state["state"].setdefault(int(index), {})[name] = value
     optimizer.load_state_dict(state)
@@ -180,15 +184,20 @@ def train(
     quiet:bool=False, # no progress bar
 ) -> list: # history: one row every `log_every` steps with step, loss, learning_rate, seconds, norm
     "The one training loop of the course. The model is trained in place. Raises `NonFiniteLoss`."
+    for name in ("steps", "accumulation", "log_every", "save_every"):
+        if getattr(config, name) < 1: raise ConfigError(f"{name}: {getattr(config, name)} must be at least 1")
     cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     accelerator = Accelerator(cpu=not cuda, mixed_precision="bf16" if cuda else "no")
     out, rank, world = Path(config.out) if config.out else None, accelerator.process_index, accelerator.num_processes
     freeze(model, config.trainable)
     optimizer = make_optimizer(model, config)
+    if out and not resume and accelerator.is_main_process: (out / "latest").unlink(missing_ok=True)   # a new run: a later resume must not find the old one
     start, history = load_checkpoint(out, model, optimizer) if resume and out else (0, [])
     tracker = _tracker(config) if accelerator.is_main_process else None
     bare, (model, optimizer) = model, accelerator.prepare(model, optimizer)
     model.train()
+    for part in bare.modules():                              # what is frozen is used as at inference: no dropout, no masking
+        if not any(p.requires_grad for p in part.parameters()) and any(True for _ in part.parameters()): part.eval()
     spent, began, total, counted = history[-1]["seconds"] if history else 0., time.perf_counter(), 0., 0
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, disable=quiet or not accelerator.is_main_process, mininterval=1.)
     for step in bar:
@@ -199,13 +208,14 @@ def train(
         items = accelerator.reduce(torch.tensor(sum(int((b["labels"] != -100).sum()) for b in micro), device=accelerator.device), "sum")
         for a, batch in enumerate(micro):
             torch.manual_seed(config.seed * 1_000_003 + numbers[a])   # dropout is a function of the batch: resuming and data parallel agree
-            batch = {k: v.to(accelerator.device) if torch.is_tensor(v) else v for k, v in batch.items()}
+            batch = send_to_device(batch, accelerator.device)
             with accelerator.no_sync(model) if a + 1 < len(micro) else nullcontext():
                 loss = model(**batch, num_items_in_batch=items).loss
                 if not torch.isfinite(loss): raise NonFiniteLoss(f"step {step}: the loss is {float(loss)} in batch {numbers[a]}{f' ({names[a]})' if names[a] else ''}; look at these items, or lower learning_rate")
                 accelerator.backward(loss * world)                     # data parallel averages gradients; the loss is already a mean
             total += float(loss.detach())
         norm = float(accelerator.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], config.clip))
+        if not math.isfinite(norm): raise NonFiniteLoss(f"step {step}: the gradients are {norm} after batches {numbers}; lower learning_rate")
         optimizer.step(); optimizer.zero_grad(); counted += 1
         if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
             mean = float(accelerator.reduce(torch.tensor(total / counted, device=accelerator.device), "sum"))
@@ -215,6 +225,7 @@ def train(
         if out and accelerator.is_main_process and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
             save_checkpoint(out, bare, optimizer, step + 1, history)
     bare.eval()
+    if tracker: tracker.close()
     return history
 
 def _tracker(config):

@@ -68,3 +68,20 @@ def test_shipped_model_listens():
     rows, waveforms, _ = decode_rows(load_world("test_voices").filter(lambda r: r["task"] == "qa").select(range(40)))
     heard = listening_test(tiny, tiny.processor.tokenizer, rows, waveforms, "qa")
     assert heard["right"] > heard["swapped"] + .3 and heard["right"] > heard["silence"] + .3
+
+def test_parts_from_elsewhere(tmp_path):
+    "A Whisper folder and a language model whose tokenizer has never heard of audio."
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, WhisperConfig, WhisperFeatureExtractor, WhisperModel
+    torch.manual_seed(0)
+    WhisperModel(WhisperConfig(d_model=32, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=64, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=64)).save_pretrained(tmp_path / "whisper")
+    WhisperFeatureExtractor().save_pretrained(tmp_path / "whisper")
+    raw = Tokenizer(models.WordLevel({"<unk>": 0, "<eos>": 1, "user": 2, "assistant": 3, "answer": 4, "yes": 5}, unk_token="<unk>")); raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>", unk_token="<unk>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}{% if add_generation_prompt %}assistant {% endif %}"
+    LlamaForCausalLM(LlamaConfig(vocab_size=6, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(tmp_path / "lm"); tokenizer.save_pretrained(tmp_path / "lm")
+    model = new_model(tmp_path / "whisper", tmp_path / "lm", connector={"name": "mlp", "stack": 50})
+    batch = model.processor.batch([torch.randn(16_000) * .1] * 2, ["answer"] * 2, ["yes"] * 2)
+    assert (batch["input_ids"] == model.config.audio_token_id).sum(1).tolist() == [30, 30]
+    model(**batch).loss.backward()
+    assert isinstance(model.answer(torch.randn(16_000) * .1, "answer", 4), str)

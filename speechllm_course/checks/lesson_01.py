@@ -13,10 +13,11 @@ def check_level_db(f):
 
 def check_mix_at_snr(f):
     g = torch.Generator().manual_seed(0)
-    speech, noise = torch.randn(8000, generator=g) * .2, torch.randn(8000, generator=g)
+    speech, noise = torch.randn(8000, generator=g) * .2, 3 * torch.randn(8000, generator=g)
     for snr in (0., 10., -5.):
-        added = f(speech, noise, snr) - speech
+        added = f(speech.clone(), noise.clone(), snr) - speech
         got = float(10 * torch.log10(speech.square().mean() / added.square().mean().clamp(min=1e-12)))
         assert not (snr and abs(got + snr) < .1), f"asked for {snr} dB you gave {got:.1f}: a high snr means little noise; check the sign"
         assert abs(got - snr) < .1, f"asked for {snr} dB you gave {got:.1f}: the snr is a ratio of powers, so the amplitude's scale needs a square root"
-    assert torch.equal(speech, torch.randn(8000, generator=torch.Generator().manual_seed(0)) * .2), "you changed the speech in place; make a new tensor"
+    before = speech.clone(); f(speech, noise, 0.)
+    assert torch.equal(speech, before), "you changed the speech in place; make a new tensor"

@@ -10,6 +10,7 @@ def check_leaked(f):
     assert got != .25, "you found only the identical text; the same operands under another wording leak, too: compare contents"
     assert got <= 1, "the share lies between 0 and 1: divide by the number of test utterances"
     assert abs(got - .5) < 1e-9, f"two of the four test utterances ask for a sum that was trained, yours says {got}"
+    assert f([_sum("what colour is snow", "")], [_sum("what colour is grass", "")]) == 0, "an empty content is no content: two facts without one are not the same"
     assert f(train, []) == 0, "an empty test set leaks nothing: return 0"
 
 def check_goes_to_test(f):

@@ -15,3 +15,4 @@ def check_merge_pair(f):
     assert got != ["aa", "aa"], "a letter was used twice: after a merge, go on behind both its parts"
     assert got == ["aa", "a"], f"a a a with (a, a) becomes aa a, yours gives {got}"
     assert f(["x"], ("x", "y")) == ["x"], "a last letter without a neighbour must stay"
+    assert f(["xl", "o"], ("l", "o")) == ["xl", "o"], "only whole symbols are joined: xl is another symbol than l"

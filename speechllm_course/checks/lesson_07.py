@@ -16,6 +16,6 @@ def check_bootstrap_interval(f):
     low, high = f(hits)
     assert low != high, "the interval has no width: draw with replacement, or every draw is the same set"
     assert low < .7 < high, f"the interval should hold the measured 0.7, yours is {low:.2f} to {high:.2f}"
-    assert .12 < high - low < .25, f"for 70 of 100 the 95 % interval is about 0.18 wide, yours {high - low:.2f}: take the 2.5 and 97.5 percentiles of the resampled means"
+    assert .155 < high - low < .21, f"for 70 of 100 the 95 % interval is about 0.18 wide, yours {high - low:.2f}: take the 2.5 and 97.5 percentiles of the resampled means"
     narrow = f(hits * 25)
     assert narrow[1] - narrow[0] < (high - low) / 3, "25 times the data should make the interval five times narrower"

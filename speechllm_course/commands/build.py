@@ -1,14 +1,14 @@
 "Rebuild what is shipped: corpus, lm, encoder, tiny; each from its recipe, the YAML file of the same name."
-import json, os, shutil
+import os, shutil
 from pathlib import Path
 
-from speechllm_course.commands.report import write_text
+from speechllm_course.cache import fingerprint
 from speechllm_course.commands.stages import read_config, run_stage
 from speechllm_course.corpus import COMMITTED, cache_dir, data_dir, synthesise, write_parquet
 from speechllm_course.train import ConfigError
 
 ARTIFACTS = ("corpus", "lm", "encoder", "tiny")
-RECIPES = {"lm": ["lm-1-world", "lm-2-sums", "lm-3-sums"], "encoder": ["encoder-1-clear", "encoder-2-rough"], "tiny": ["tiny-1-connector", "tiny-2-joint"]}
+RECIPES = {"lm": ["lm-1-world", "lm-2-sums", "lm-3-sums"], "encoder": ["encoder-1-clear", "encoder-2-rough", "encoder-3-digits"], "tiny": ["tiny-1-connector", "tiny-2-joint"]}
 
 def build_corpus(folder, quick):
     "The clips that travel with the package, one Parquet file a split."
@@ -18,27 +18,29 @@ def build_corpus(folder, quick):
 
 def build_model(name, out, quick):
     "Run the stages of a recipe one after the other; the last one's result is the artifact."
-    runs = cache_dir() / "build"
+    recipes = [Path(__file__).parent / f"{recipe}.yaml" for recipe in RECIPES[name]]
+    runs = cache_dir() / "build" / fingerprint(*[r.read_text() for r in recipes])       # another recipe starts afresh; the same one continues where it stopped
     for recipe in RECIPES[name]:
         config = read_config(Path(__file__).parent / f"{recipe}.yaml")
         config.out = str(runs / recipe)
-        config.encoder, config.lm = (str(out / n) if (out / n / "config.json").exists() else n for n in (config.encoder, config.lm))
+        if out != data_dir(): config.encoder, config.lm = (str(out / n) if (out / n / "config.json").exists() else n for n in (config.encoder, config.lm))
         if config.start: config.start = str(runs / config.start)
         if quick:
-            config.train.update(steps=4, log_every=2, out=""); config.out += "-quick"
+            config.train.update(steps=4, log_every=2); config.out += "-quick"
             if config.stage != "lm": config.data.update(clips=40, digit_strings=0)
             if config.start: config.start += "-quick"
         run_stage(config, resume=not quick)
     target = out / name
     target.mkdir(parents=True, exist_ok=True)
     for path in Path(config.out).iterdir():
-        if path.is_file() and not path.name.startswith(".") and path.name != "latest": shutil.copy2(path, target / path.name)
+        if path.is_file() and not path.name.startswith(".") and path.name != "latest":
+            part = target / f".{path.name}.{os.getpid()}"
+            shutil.copy2(path, part); os.replace(part, target / path.name)
     print(f"{name}: {sum(p.stat().st_size for p in target.iterdir()) >> 10} KiB in {target}")
 
 def run(artifacts, out, quick):
     "Build the named artifacts, or all, in the order in which they need each other."
-    unknown = [a for a in artifacts if a not in ARTIFACTS]
-    if unknown: raise ConfigError(f"{unknown[0]}: cannot be built; choose from {', '.join(ARTIFACTS)}")
+    if quick and not out: raise ConfigError("--quick makes untrained models; give --out, so that the shipped ones are not overwritten")
     out = Path(out or data_dir())
     for name in ARTIFACTS:
         if artifacts and name not in artifacts: continue

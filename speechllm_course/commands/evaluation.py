@@ -26,8 +26,6 @@ def load(data, root=None, committed=False, seed=0):
 
 def run(data, root, task, part, input, model, committed, seed, limit, diagnose, strict, device, say):
     "Evaluate; returns one plain dict, null where a figure has no meaning."
-    if part not in ("all", "encoder", "lm"): raise DataError(f"--part {part}: choose all, encoder or lm")
-    if input not in ("audio", "text"): raise DataError(f"--input {input}: choose audio or text")
     if part == "lm" and input == "audio": raise DataError("--part lm reads, it does not hear; add --input text")
     if part == "encoder" and input == "text": raise DataError("--part encoder hears, it does not read; drop --input text")
     dataset, natural = load(data, root, committed, seed)
@@ -39,7 +37,8 @@ def run(data, root, task, part, input, model, committed, seed, limit, diagnose, 
     if not rows: raise DataError(f"{data}: no clip can be used")
     chosen = evaluate.examples(rows, task)
     if part == "encoder" and task not in ("asr", "order", "digit"): raise DataError(f"--part encoder can only transcribe; --task {task} needs the language model")
-    if part == "encoder" and task == "digit": task, chosen = "asr", evaluate.examples(rows, "asr")
+    if part == "encoder" and task == "digit": task, chosen = "asr", [(i, prompt, rows[i]["text"]) for i, prompt, _ in chosen]
+    if input == "text" and not any(rows[i]["text"] for i, _, _ in chosen): raise DataError(f"{data}: has no transcripts to read; drop --input text")
     whole, subject, tokenizer = subject_of(part, model, device)
     began = time.perf_counter()
     replies = evaluate.predict(subject, tokenizer, rows, waveforms, chosen, part, input)

@@ -1,5 +1,5 @@
 "The tour's report: one HTML file with everything inside."
-import base64, io, json, os
+import base64, io, os
 from pathlib import Path
 
 import jinja2

@@ -1,5 +1,5 @@
 "Training stages from a config file: lm, encoder, speechllm. The shipped recipes are the YAML files beside this module."
-import random, resource, time
+import difflib, random, resource, time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ class SpeechData:
     augment: bool = True          # new random augmentation for every batch (encoder)
     longest: int = 0              # leave out clips of more log-mel frames (0: keep all)
     clips: int = 2000             # synthesised utterances (the committed ones where nothing can be synthesised)
+    spoken_digits: int = 0        # synthesised strings of digits besides
     digit_strings: int = 0        # strings of real digits, where the recordings are at hand
     seed: int = 100               # of texts and voices
     budget: int = 5000            # padded log-mel frames a batch
@@ -58,7 +59,8 @@ def training_store(data:SpeechData):
     "Energies of the training clips, each with one random recording condition; synthesised once, then read from the cache."
     def spoken():
         rng = random.Random(data.seed)
-        for row in world_rows("train", data.clips, data.seed): yield row, log_mel_energy(roughen(speak_row(row), rng))
+        rows = world_rows("train", data.clips, data.seed) + world_rows("train", data.spoken_digits, data.seed, "digit")
+        for row in rows: yield row, log_mel_energy(roughen(speak_row(row), rng))
     def committed():
         rng = random.Random(data.seed)
         for row, waveform in zip(*decode_rows(load_world("train"))[:2]): yield {k: v for k, v in row.items() if k != "audio"}, log_mel_energy(roughen(waveform, rng))
@@ -69,7 +71,7 @@ def training_store(data:SpeechData):
     def stored(name, clips, *about):
         folder = cache_dir() / "energies" / f"{name}-{fingerprint(name, data.seed, *about)}"
         return ArrayStore(folder) if (folder / "rows.json").exists() else ArrayStore.write(folder, clips())
-    stores = [stored("world", spoken, data.clips) if can_synthesise() else stored("committed", committed)]
+    stores = [stored("world", spoken, data.clips, data.spoken_digits) if can_synthesise() else stored("committed", committed)]
     if data.digit_strings:
         try: stores.append(stored("digits", digits, data.digit_strings))
         except DataError as e: print(f"without real digits: {e}")
@@ -88,6 +90,12 @@ def lm_stage(config):
     batches = TextBatches(tokenizer, data.batch, data.seed, data.questions)
     return LabelLoss(model), batches, lambda folder: (model.half().save_pretrained(folder), tokenizer.save_pretrained(folder))
 
+def _options(values, known):
+    "Model options, checked against the names that the model takes."
+    for key in values:
+        if key not in known: raise ConfigError(f"model.{key}: unknown key; did you mean {(difflib.get_close_matches(key, known, 1) or list(known))[0]}?")
+    return values
+
 def encoder_stage(config):
     "Our conformer with CTC over the language model's vocabulary."
     from transformers import AutoTokenizer
@@ -96,7 +104,7 @@ def encoder_stage(config):
     from speechllm_course.processor import find_artifact
     data = check_config(config.data, SpeechData)
     tokenizer, store = AutoTokenizer.from_pretrained(find_artifact(config.lm)), training_store(data)
-    model = Conformer.from_pretrained(config.start, dtype=torch.float32) if config.start else Conformer(ConformerConfig(vocab_size=len(tokenizer), **config.model))
+    model = Conformer.from_pretrained(config.start, dtype=torch.float32, use_safetensors=True) if config.start else Conformer(ConformerConfig(vocab_size=len(tokenizer), **_options(config.model, ConformerConfig.__annotations__)))
     batches = Batches([r["frames"] for r in store.rows], ctc_collate(store, tokenizer, data.augment), data.budget, data.seed)
     return model, batches, lambda folder: (model.half().save_pretrained(folder), LogMelExtractor().save_pretrained(folder))
 
@@ -104,7 +112,8 @@ def speechllm_stage(config):
     "The slots between an encoder and a language model, and whatever else may move."
     from speechllm_course.processor import load_model, new_model, save_difference, speech_collate
     data = check_config(config.data, SpeechData)
-    model = load_model(config.start) if config.start else new_model(config.encoder, config.lm, **config.model)
+    model = load_model(config.start) if config.start else new_model(config.encoder, config.lm, **_options(config.model, ("post_process", "connector")))
+    if model.model.encoder.kind != "speechllm_conformer": raise ConfigError("encoder: this stage trains on log-mel energies, which only our conformer hears; use processor.batch with another encoder")
     store = training_store(data)
     batches = Batches([r["frames"] for r in store.rows], speech_collate(store, model.processor, data.transcribe, data.text_share), data.budget, data.seed)
     return model, batches, lambda folder: save_difference(model, folder, config.encoder, config.lm)

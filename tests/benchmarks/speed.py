@@ -58,50 +58,58 @@ def speech_llm():
     processor = SpeechLLMProcessor.for_parts(LogMelExtractor(), tokenizer, config, {"name": "mlp", "stack": 4, "hidden": 128})
     return SpeechLLM.from_parts(encoder, lm, processor, processor.audio_token_id, connector={"name": "mlp", "stack": 4, "hidden": 128}), processor
 
-def glm_asr():
-    "transformers' GLM-ASR at equal size: the strongest variable-length peer."
-    from transformers import GlmAsrConfig, GlmAsrForConditionalGeneration
-    audio = dict(hidden_size=128, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, num_mel_bins=80)
-    text = dict(model_type="llama", hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=1000)
-    return GlmAsrForConditionalGeneration(GlmAsrConfig(audio_config=audio, text_config=text, audio_token_id=4))
+TEXT = dict(hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=1000)
+
+def padded_to(mels, multiple):
+    "Batch of log-mels (B, mels, T) and mask, T padded to a multiple."
+    batch = pad_features(mels)
+    extra = -batch["input_features"].shape[1] % multiple
+    return torch.nn.functional.pad(batch["input_features"], (0, 0, 0, extra)).transpose(1, 2), torch.nn.functional.pad(batch["attention_mask"], (0, extra)).long()
+
+def peers():
+    "(name, model, audio tokens of a clip of n frames, model inputs of a list of log-mels): transformers' own models at our size, random weights."
+    from transformers import GlmAsrConfig, GlmAsrForConditionalGeneration, GraniteSpeechConfig, GraniteSpeechForConditionalGeneration
+    from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration, Qwen3ASRConfig, Qwen3ASRForConditionalGeneration
+    glm = GlmAsrForConditionalGeneration(GlmAsrConfig(audio_config=dict(hidden_size=128, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, num_mel_bins=80),
+        text_config=dict(model_type="llama", **TEXT), audio_token_id=4))
+    def glm_inputs(mels): x, mask = padded_to(mels, 8); return dict(input_features=x, input_features_mask=mask)
+    yield "GLM-ASR", glm, lambda n: (((n - 1) // 2 + 1) - 4) // 4 + 1, glm_inputs
+    audio = dict(d_model=128, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=256, num_mel_bins=80)
+    qwen2 = Qwen2AudioForConditionalGeneration(Qwen2AudioConfig(audio_config=audio, text_config=dict(model_type="qwen2", **TEXT), audio_token_index=4))
+    def qwen2_inputs(mels): x, mask = padded_to(mels, 3000); return dict(input_features=x, feature_attention_mask=mask)
+    yield "Qwen2-Audio", qwen2, lambda n: (((n - 1) // 2 + 1) - 2) // 2 + 1, qwen2_inputs
+    qwen3 = Qwen3ASRForConditionalGeneration(Qwen3ASRConfig(audio_config=dict(**audio, output_dim=128, downsample_hidden_size=32), text_config=dict(model_type="qwen3", head_dim=32, **TEXT), audio_token_id=4, pad_token_id=0, eos_token_id=3))
+    def qwen3_inputs(mels): x, mask = padded_to(mels, 100); return dict(input_features=x, input_features_mask=mask)
+    def qwen3_tokens(n): rest = (n % 100 - 1) // 2 + 1; return ((rest - 1) // 2 + 1 - 1) // 2 + 1 + n // 100 * 13
+    yield "Qwen3-ASR", qwen3, qwen3_tokens, qwen3_inputs
+    projector = dict(model_type="blip_2_qformer", hidden_size=128, num_hidden_layers=1, num_attention_heads=4, intermediate_size=256, encoder_hidden_size=128, cross_attention_frequency=1)
+    granite = GraniteSpeechForConditionalGeneration(GraniteSpeechConfig(encoder_config=dict(input_dim=160, num_layers=2, hidden_dim=128, feedforward_mult=2, num_heads=4, dim_head=32, output_dim=42),
+        projector_config=projector, text_config=dict(model_type="llama", **TEXT), audio_token_index=4, has_lora_adapter=False))
+    def granite_tokens(n): return -(-(n // 2) // 15) * 3
+    def granite_inputs(mels):
+        x, _ = padded_to(mels, 2); x = x.transpose(1, 2); x = x.reshape(len(mels), -1, 160)
+        counts = torch.tensor([granite_tokens(len(m)) for m in mels])
+        return dict(input_features=x, input_features_mask=torch.arange(granite_tokens(2 * x.shape[1])) < counts[:, None])
+    yield "Granite-Speech", granite, granite_tokens, granite_inputs
 
 def training():
-    "One pass over 64 clips, forward and backward, in random batches of 8 and in bucketed batches of equal padded size."
+    "One pass over 64 clips, forward and backward: in random batches of 8, as a user runs them, and in the same bucketed batches for all."
     seconds = lengths()
     mels = [torch.randn(int(100 * s), 80) for s in seconds]
     targets = [list(range(10, 10 + max(1, int(3 * s)))) for s in seconds]
-    model, processor = speech_llm()
     order = np.random.default_rng(1).permutation(64).tolist()
-    random_batches = [order[i:i + 8] for i in range(0, 64, 8)]
-    budget = int(8 * 100 * seconds.mean())
-    bucketed = token_budget_batches([len(m) for m in mels], budget)
-    def ours(batches):
+    plans = {"random batches": [order[i:i + 8] for i in range(0, 64, 8)], "bucketed": token_budget_batches([len(m) for m in mels], int(8 * 100 * seconds.mean()))}
+    model, processor = speech_llm()
+    def our_inputs(mels): x, mask = padded_to(mels, 1); return dict(input_features=x.transpose(1, 2), input_features_mask=mask.bool())
+    def runner(model, tokens, inputs, batches):
         def run():
             for indices in batches:
-                padded = pad_features([mels[i] for i in indices])
-                spans = [processor.span_length(Conformer.frames(len(mels[i]))) for i in indices]
-                data = pad_rows([([1] + [4] * n + [2] + targets[i], [-100] * (n + 2) + targets[i]) for n, i in zip(spans, indices)], 0)
-                model(**data, input_features=padded["input_features"], input_features_mask=padded["attention_mask"]).loss.backward(); model.zero_grad()
+                data = pad_rows([([1] + [4] * n + [2] + targets[i], [-100] * (n + 2) + targets[i]) for i in indices for n in (tokens(len(mels[i])),)], 0)
+                model(**data, **inputs([mels[i] for i in indices])).loss.backward(); model.zero_grad()
         return run
-    peer = glm_asr()
-    def theirs(batches):
-        def run():
-            for indices in batches:
-                padded = pad_features([mels[i] for i in indices])
-                extra = -padded["input_features"].shape[1] % 8       # GLM-ASR wants whole groups of four encoder frames
-                x = torch.nn.functional.pad(padded["input_features"], (0, 0, 0, extra)).transpose(1, 2)
-                mask = torch.nn.functional.pad(padded["attention_mask"], (0, extra)).long()
-                spans = [glm_frames(len(mels[i])) for i in indices]
-                data = pad_rows([([1] + [4] * n + [2] + targets[i], [-100] * (n + 2) + targets[i]) for n, i in zip(spans, indices)], 0)
-                peer(**data, input_features=x, input_features_mask=mask).loss.backward(); peer.zero_grad()
-        return run
-    candidates = {"ours, bucketed": ours(bucketed), "ours, random batches": ours(random_batches), "GLM-ASR, random batches": theirs(random_batches), "GLM-ASR, bucketed": theirs(bucketed)}
+    field = [("ours", model, lambda n: processor.span_length(Conformer.frames(n)), our_inputs), *peers()]
+    candidates = {f"{name}, {plan}": runner(m.train(), tokens, inputs, batches) for name, m, tokens, inputs in field for plan, batches in plans.items()}
     return rows("training", contest(candidates, 3), "ours, bucketed", float(seconds.sum()), "audio-seconds per second")
-
-def glm_frames(n):
-    "GLM-ASR's own rule: two convolutions of stride 1 and 2, then four frames a token."
-    n = (n - 1) // 2 + 1
-    return (n - 4) // 4 + 1
 
 def generation():
     "Answers to 32 clips: one batch against one by one, the same greedy replies."
