@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: course test test-release lab clean
+.PHONY: course test test-release lab results clean
 
 course: $(VENV)/ready           ## install everything and take the tour
 	$(BIN)/speechllm tour
@@ -16,6 +16,18 @@ test: $(VENV)/ready             ## all tests, at most 15 minutes on 2 cores
 
 test-release: $(VENV)/ready     ## everything, slow tests included
 	$(BIN)/python -m pytest tests --release
+
+EVAL = $(BIN)/speechllm eval --out data/results
+results: $(VENV)/ready          ## measure what is shipped and renew the README's table (needs the real recordings)
+	for s in test_voices test_text test_both; do $(EVAL)/encoder-$$s.json --data world:$$s --part encoder || exit 1; done
+	$(EVAL)/lm-test_text.json --data world:test_text --part lm --input text
+	for s in test_voices test_both; do $(EVAL)/tiny-asr-$$s.json --data world:$$s || exit 1; done
+	$(EVAL)/tiny-qa-test_voices.json --data world:test_voices --task qa --diagnose
+	$(EVAL)/lm-qa-test_voices.json --data world:test_voices --task qa --input text
+	$(EVAL)/tiny-fsdd-nicolas.json --data fsdd:nicolas
+	$(EVAL)/tiny-barista.json --data barista
+	$(EVAL)/encoder-barista.json --data barista --part encoder
+	$(BIN)/python -m speechllm_course.commands.figures
 
 lab: $(VENV)/ready              ## open the notebooks
 	$(BIN)/jupyter lab nbs

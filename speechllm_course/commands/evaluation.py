@@ -2,6 +2,8 @@
 import time
 from pathlib import Path
 
+import torch
+
 from speechllm_course import evaluate
 from speechllm_course.corpus import SPLITS, DataError, cache_dir, decode_rows, load_world
 from speechllm_course.recordings import SOURCES, find_root, load_barista, load_folder, load_fsdd, load_librispeech
@@ -43,7 +45,8 @@ def run(data, root, task, part, input, model, committed, seed, limit, diagnose, 
     began = time.perf_counter()
     replies = evaluate.predict(subject, tokenizer, rows, waveforms, chosen, part, input)
     seconds = time.perf_counter() - began
-    result = dict(data=data, split=data.partition(":")[2] or None, task=task, part=part, input=input, model=str(model), device=device, seed=seed,
+    hardware = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    result = dict(hardware=hardware, data=data, split=data.partition(":")[2] or None, task=task, part=part, input=input, model=str(model), device=device, seed=seed,
                   **evaluate.score(rows, chosen, replies, task), skipped=len(skipped), seconds=round(seconds, 1),
                   audio_seconds=None if input == "text" else round(sum(len(waveforms[i]) for i, _, _ in chosen) / 16_000, 1))
     if diagnose and part == "all" and input == "audio": result["listening"] = evaluate.listening_test(whole, tokenizer, rows, waveforms, "qa" if task == "asr" and any(r["task"] == "qa" for r in rows) else task)
