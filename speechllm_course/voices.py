@@ -45,7 +45,7 @@ def _engine():
     def collect(samples, count, events):
         if samples and count: chunks.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
         return 0
-    rate = library.espeak_Initialize(1, 0, os.fsencode(espeakng_loader.get_data_path()), 0)  # 1 = hand the samples to the callback
+    rate = library.espeak_Initialize(2, 0, os.fsencode(espeakng_loader.get_data_path()), 0)  # 2 = synchronous: the callback gets the samples before espeak_Synth returns
     if rate <= 0: raise SynthesiserMissing("eSpeak NG found no voice data; run: pip install --force-reinstall espeakng-loader")
     library.espeak_SetSynthCallback(collect)
     return library, rate, chunks, current, collect  # `collect` must stay alive as long as the library does
