@@ -13,7 +13,7 @@ SPENT = []  # seconds of the notebooks so far
 def test_notebook(path):
     start = time.time()
     env = {**os.environ, "OMP_NUM_THREADS": "2"}
-    run = subprocess.run([Path(sys.executable).parent / "nbdev-test", "--path", path, "--n-workers", "1"], cwd=ROOT, env=env, capture_output=True, text=True)
+    run = subprocess.run([Path(sys.executable).parent / "nbdev-test", path, "--n-workers", "1"], cwd=ROOT, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-4000:] + run.stdout[-2000:]
     SPENT.append(time.time() - start)
 
