@@ -9,7 +9,7 @@ __all__ = ['TrainConfig', 'ConfigError', 'check_config', 'learning_rate', 'freez
 # %% ../nbs/03a_train.ipynb #train-003
 import difflib, json, math, os, re, shutil, time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import get_type_hints
 

@@ -85,4 +85,4 @@ def list_data():
         print(f"world:{split:12} {len(load_world(split)):5} clips committed{f', {len(made)} full corpora in the cache' if made else ''}")
     for name in SOURCES:
         try: print(f"{name:18} {find_root(name)}")
-        except DataError as e: print(f"{name:18} not here; run: speechllm data fetch {name}")
+        except DataError: print(f"{name:18} not here; run: speechllm data fetch {name}")
