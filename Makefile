@@ -19,14 +19,15 @@ test-release: $(VENV)/ready     ## everything, slow tests included
 
 EVAL = $(BIN)/speechllm eval --out data/results
 results: $(VENV)/ready          ## measure what is shipped and renew the README's table (needs the real recordings)
-	for s in test_voices test_text test_both; do $(EVAL)/encoder-$$s.json --data world:$$s --part encoder || exit 1; done
+	for s in test_voices test_text test_both test_synthesiser; do $(EVAL)/encoder-$$s.json --data world:$$s --part encoder || exit 1; done
 	$(EVAL)/lm-test_text.json --data world:test_text --part lm --input text
-	for s in test_voices test_both; do $(EVAL)/tiny-asr-$$s.json --data world:$$s || exit 1; done
+	for s in test_voices test_both test_synthesiser; do $(EVAL)/tiny-asr-$$s.json --data world:$$s || exit 1; done
 	$(EVAL)/tiny-qa-test_voices.json --data world:test_voices --task qa --diagnose
 	$(EVAL)/lm-qa-test_voices.json --data world:test_voices --task qa --input text
 	$(EVAL)/tiny-fsdd-nicolas.json --data fsdd:nicolas
 	$(EVAL)/tiny-barista.json --data barista
 	$(EVAL)/encoder-barista.json --data barista --part encoder
+	$(EVAL)/encoder-fsdd-nicolas.json --data fsdd:nicolas --part encoder
 	$(BIN)/python -m speechllm_course.commands.figures
 
 lab: $(VENV)/ready              ## open the notebooks

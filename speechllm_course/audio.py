@@ -8,7 +8,7 @@ __all__ = ['SAMPLE_RATE', 'HOP', 'WINDOW', 'MELS', 'MAX_SECONDS', 'AudioError', 
            'normalise_log_mel', 'log_mel', 'show_log_mel', 'clipped_share']
 
 # %% ../nbs/01a_audio.ipynb #audio-003
-import base64, html, io, os, struct
+import base64, html, io, os, re, struct
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +56,15 @@ def play(
     return HTML(player(waveform, caption))
 
 # %% ../nbs/01a_audio.ipynb #audio-015
+def _chunk_is_cut(data, at, head, wanted):
+    "Whether the sound's chunk promises more bytes than follow. `head`: form of a chunk's name and size."
+    start = struct.calcsize(head)
+    while at + start <= len(data):
+        name, size = struct.unpack_from(head, data, at)
+        if name == wanted: return size not in (0, 2**32 - 1, 2**64 - 1) and at + start + size > len(data)      # these three: unknown when it was written
+        at += start + size + (size % 2 if start == 8 else 0)
+    return True
+
 def _ogg_is_cut(data):
     "An Ogg stream is whole when its last page is complete and carries the end-of-stream flag (bit 2 of byte 5, RFC 3533)."
     last = data.rfind(b"OggS")
@@ -63,22 +72,44 @@ def _ogg_is_cut(data):
     segments = data[last + 27:last + 27 + data[last + 26]]
     return len(data) < last + 27 + data[last + 26] + sum(segments)
 
-def _wav_is_cut(data):
-    "A RIFF file is cut when its data chunk promises more bytes than follow."
-    at = 12
-    while at + 8 <= len(data):
-        name, size = data[at:at + 4], struct.unpack("<I", data[at + 4:at + 8])[0]
-        if name == b"data": return size not in (0, 0xFFFFFFFF) and at + 8 + size > len(data)
-        at += 8 + size + size % 2
-    return True
+# %% ../nbs/01a_audio.ipynb #audio-056
+_CHECKED = ("WAV", "WAVEX", "RF64", "W64", "CAF", "AIFF", "AU", "FLAC", "OGG", "MP3", "NIST")
+
+def _promised(data):
+    "Bytes that the header promises for the whole file; 0 where it does not say."
+    if data[:4] == b"RF64": return 8 + struct.unpack_from("<Q", data, 20)[0]
+    if data[:4] == b"riff": return struct.unpack_from("<Q", data, 16)[0]                                        # W64
+    if data[:4] == b".snd": start, size = struct.unpack_from(">II", data, 4); return start + size if size != 2**32 - 1 else 0
+    if data[:4] == b"NIST":
+        count = {k: int(v) for k, v in re.findall(rb"(\w+) -i (\d+)", data[:1024])}
+        return int(data[8:16]) + count.get(b"sample_count", 0) * count.get(b"channel_count", 1) * count.get(b"sample_n_bytes", 2)
+    return 0
 
 def is_cut(
-    data:bytes, # a whole audio file, or its beginning and end joined
+    data:bytes, # a whole audio file
 ) -> bool: # True when the file promises more audio than it holds
-    "Whether a WAV or Ogg file ends too early (other formats are checked while they are decoded)."
-    if data[:4] == b"OggS": return _ogg_is_cut(data)
-    if data[:4] == b"RIFF" and data[8:12] == b"WAVE": return _wav_is_cut(data)
-    return False
+    "Whether a file ends too early, by what its own header says (flac and mp3 are checked while they are decoded)."
+    try:
+        if data[:4] == b"OggS": return _ogg_is_cut(data)
+        if data[:4] == b"RIFF" and data[8:12] == b"WAVE": return _chunk_is_cut(data, 12, "<4sI", b"data")
+        if data[:4] == b"FORM" and data[8:11] == b"AIF": return _chunk_is_cut(data, 12, ">4sI", b"SSND")
+        if data[:4] == b"caff": return _chunk_is_cut(data, 8, ">4sQ", b"data")
+        return _promised(data) > len(data)
+    except (struct.error, ValueError): return False      # too short for a header: the decoder will say so
+
+# %% ../nbs/01a_audio.ipynb #audio-057
+def _bare_mp3_rates(data):
+    "The bit rates (their indices) of an mp3 stream without Xing, Info or VBRI header; empty where such a header says how long the stream is."
+    at, indices = 10 + sum((byte & 127) << 7 * (3 - i) for i, byte in enumerate(data[6:10])) if data[:3] == b"ID3" else 0, set()
+    if any(tag in data[at:at + 64] for tag in (b"Xing", b"Info", b"VBRI")): return indices
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] & 0xE6 == 0xE2:            # 11 bits of sync, layer III
+        first, index, rate = data[at + 1] & 8, data[at + 2] >> 4, data[at + 2] >> 2 & 3        # MPEG 1? bit rate, sample rate
+        if index in (0, 15) or rate == 3: break
+        kbit = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320) if first else (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+        hz = (44_100, 48_000, 32_000)[rate] // (1 if first else 2 if data[at + 1] & 16 else 4)
+        indices.add(index)
+        at += (144_000 if first else 72_000) * kbit[index - 1] // hz + (data[at + 2] >> 1 & 1)
+    return indices
 
 # %% ../nbs/01a_audio.ipynb #audio-017
 def _source(source, name):
@@ -102,24 +133,30 @@ def _open_path(path, name):
     data = path.read_bytes()
     return io.BytesIO(data), name or str(path), data
 
+# %% ../nbs/01a_audio.ipynb #audio-061
 def read_audio(
     source:str|os.PathLike|bytes|dict, # a path, the bytes of a file, or {"bytes", "path"} as datasets stores audio
     max_seconds:float=MAX_SECONDS, # longer recordings are refused before they are decoded
     name:str|None=None, # what to call the recording in messages (default: its path)
 ) -> tuple[np.ndarray, int]: # samples (frames, channels) as float32, and their sample rate in Hz
-    "Decode any libsndfile format (wav, flac, ogg, opus, mp3). Raises `AudioError` for what is missing, cut short or not audio."
+    "Decode wav, flac, ogg, opus, mp3, aiff, au, caf, w64, rf64 or NIST sphere. Raises `AudioError` for what is missing, cut short or not audio."
     opened, name, data = _source(source, name)
+    if is_cut(data): raise AudioError(f"{name}: cut off before its end; copy or record it again")
     try:
         with soundfile.SoundFile(opened) as f:
             seconds = f.frames / f.samplerate
             if f.frames == 0: raise AudioError(f"{name}: holds no samples; record it again")
             if seconds > max_seconds:
                 raise AudioError(f"{name}: {seconds:.0f} s is longer than {max_seconds:.0f} s; cut it into shorter clips")
-            samples, promised, rate = f.read(dtype="float32", always_2d=True), f.frames, f.samplerate
+            if f.format not in _CHECKED: raise AudioError(f"{name}: {f.format} files are not checked for a missing end; convert it to wav or flac")
+            bare = _bare_mp3_rates(data) if f.format == "MP3" else ()
+            if len(bare) > 1: raise AudioError(f"{name}: an mp3 of varying bit rate without a Xing header, so its length is only guessed; convert it to wav or flac")
+            promised, rate = 0 if bare else f.frames, f.samplerate          # a bare stream promises nothing: what is there is taken
+            try: samples = f.read(dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError: samples = ()                # flac and caf notice it themselves
     except (soundfile.LibsndfileError, TypeError) as e:
-        if is_cut(data): raise AudioError(f"{name}: cut off before its end; copy or record it again") from None
         raise AudioError(f"{name}: not a readable audio file ({str(e).split(': ')[-1].rstrip('.')}); use wav, flac, ogg, opus or mp3") from None
-    if len(samples) < promised or is_cut(data): raise AudioError(f"{name}: cut off before its end; copy or record it again")
+    if len(samples) < promised: raise AudioError(f"{name}: damaged, or cut off before its end; copy or record it again")
     return samples, rate
 
 # %% ../nbs/01a_audio.ipynb #audio-020
@@ -142,6 +179,7 @@ def to_mono_16k(
         raise AudioError(f"{name}: {1000 * len(samples) / SAMPLE_RATE:.0f} ms is too short for speech; record at least 100 ms")
     return torch.from_numpy(np.ascontiguousarray(samples)).clamp(-1, 1)
 
+# %% ../nbs/01a_audio.ipynb #audio-063
 def load_audio(
     source:str|os.PathLike|bytes|dict, # a path, bytes, or {"bytes", "path"}
     max_seconds:float=MAX_SECONDS, # longer recordings are refused

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['change_speed', 'add_noise', 'add_room', 'band_limit', 'codec', 'roughen', 'warp', 'colour', 'noise_floor',
-           'spec_augment', 'augment']
+           'spec_augment', 'quiet_edges', 'augment']
 
 # %% ../nbs/01b_augment.ipynb #augment-003
 import io, random
@@ -140,17 +140,30 @@ def spec_augment(
             out.narrow(axis, start, w).fill_(fill)
     return out
 
+# %% ../nbs/01b_augment.ipynb #augment-047
+def quiet_edges(
+    energy:torch.Tensor, # (T, mels) log10 energies of one clip
+    before:int, # frames to add
+    after:int, # frames to add
+) -> torch.Tensor: # (before + T + after, mels)
+    "Put the recording's own background (the 10 % quietest of every band) before and after a clip that was cut close to the word."
+    background = energy.quantile(.1, 0, keepdim=True)                         # (1, mels)
+    return torch.cat([background.repeat(before, 1), energy, background.repeat(after, 1)])
+
 # %% ../nbs/01b_augment.ipynb #augment-039
 def augment(
     energy:torch.Tensor, # (T, mels) log10 energies of one clip
     generator:torch.Generator|None=None, # decides everything
     pace:bool=True, # may time be stretched? Not where the label says how fast the speech was
+    spare_short:bool=False, # clips under 0.8 s: stretch rather than squeeze, quiet edges, and no time masks, which would hide a whole sound
 ) -> torch.Tensor: # (T', mels) normalised features, ready for the encoder
     "Training augmentation: pace, vocal tract, microphone, noise, band limit, SpecAugment, each with its own chance."
     def uniform(low, high): return low + (high - low) * float(torch.rand(1, generator=generator))
     def chance(p): return uniform(0, 1) < p
-    if chance(.7): energy = warp(energy, uniform(.8, 1.25) if pace else 1., uniform(.82, 1.2) if pace else 1.)
+    short = spare_short and len(energy) < 80
+    if chance(.7): energy = warp(energy, uniform(.9 if short else .8, 1.35 if short else 1.25) if pace else 1., uniform(.82, 1.2) if pace else 1.)
+    if short and chance(.6): energy = quiet_edges(energy, int(uniform(0, 30)), int(uniform(0, 30)))
     if chance(.6): energy = colour(energy, .7, generator)
     if chance(.5): energy = noise_floor(energy, uniform(3, 35), generator)
-    if chance(.2): energy = torch.cat([energy[:, :(cut := int(uniform(50, 78)))], torch.full_like(energy[:, cut:], -10.)], 1)
-    return spec_augment(normalise_log_mel(energy), generator=generator)
+    if chance(.35): energy = torch.cat([energy[:, :(cut := int(uniform(50, 78)))], torch.full_like(energy[:, cut:], -10.)], 1)
+    return spec_augment(normalise_log_mel(energy), time_masks=0 if short else 2, generator=generator)

@@ -41,15 +41,17 @@ def doctor():
 def tour(preset: Annotated[str, typer.Option(help="which size; tiny runs on a laptop")] = "tiny", quick: Annotated[bool, typer.Option(help="a few seconds a stage, to see that everything works")] = False,
          device: Device = "auto", out: Annotated[Path, typer.Option(help="folder for the report, results and the trained model")] = Path("runs/tour"), seed: Annotated[int, typer.Option(help="of everything random")] = 0):
     """Train the bridge between a speech encoder and a language model, hear it, and read a report. Example: speechllm tour --quick"""
-    if preset != "tiny": raise typer.BadParameter(f"--preset {preset}: only tiny runs everywhere; larger presets come with `train`")
+    choose("--preset", preset, ["tiny"])
     from speechllm_course.commands.tour import run
     run(quick=quick, device=pick_device(device), out=out, seed=seed)
 
 @app.command()
 def build(artifacts: Annotated[Optional[list[str]], typer.Argument(help="corpus, lm, encoder, tiny (default: all)")] = None,
+          preset: Annotated[str, typer.Option(help="which size; tiny is the one that ships")] = "tiny",
           out: Annotated[Optional[Path], typer.Option(help="folder to write to (default: the package's data folder)")] = None,
           quick: Annotated[bool, typer.Option(help="a few steps each, to see that the recipes run")] = False):
     """Rebuild what is shipped, from scratch. Example: speechllm build lm --out runs/data"""
+    choose("--preset", preset, ["tiny"])
     from speechllm_course.commands.build import ARTIFACTS, run
     for name in artifacts or []: choose("artifact", name, ARTIFACTS)
     run(artifacts or [], out, quick)
@@ -83,11 +85,16 @@ def _listen(files, prompt, model, strict, device, names=True):
             if strict: raise
             say(f"error: {e}"); bad += 1
     if clips:
+        from speechllm_course.lm import CutReply
         from speechllm_course.processor import load_model
         speech_llm = load_model(model, device)
         for file, waveform in clips:
             if (share := clipped_share(waveform)) > .01: say(f"warning: {file}: {share:.0%} of the samples are clipped; words may be wrong")
-            text = speech_llm.answer(waveform, prompt)
+            with warnings.catch_warnings(record=True) as cut:
+                warnings.simplefilter("always", CutReply)
+                text = speech_llm.answer(waveform, prompt)
+            for warning in cut:
+                if issubclass(warning.category, CutReply): say(f"warning: {file}: {warning.message}")
             print(f"{file}\t{text}" if names and len(files) > 1 else text)
     if bad: raise Failed
 

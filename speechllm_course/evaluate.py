@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'normalise', 'wer', 'word_errors', 'exact', 'bootstrap', 'paired_bootstrap', 'examples', 'match_order',
-           'predict', 'inner_lm', 'score', 'listening_test']
+           'inner_lm', 'predict', 'score', 'listening_test']
 
 # %% ../nbs/07_evaluate.ipynb #evaluate-003
 import re
@@ -102,6 +102,16 @@ def match_order(
         if score >= threshold and len(transcript) >= 3: slots[name] = phrase
     return slots
 
+# %% ../nbs/07_evaluate.ipynb #evaluate-035
+def inner_lm(
+    model, # a `SpeechLLM`
+): # a causal LM with the same weights
+    "The language model inside a speech LLM, with its own head, as a plain causal LM."
+    from transformers import AutoModelForCausalLM
+    lm = AutoModelForCausalLM.from_config(model.config.text_config)
+    lm.base_model.load_state_dict(model.model.language_model.state_dict()); lm.get_output_embeddings().load_state_dict(model.lm_head.state_dict())
+    return lm.to(model.device).eval()
+
 # %% ../nbs/07_evaluate.ipynb #evaluate-028
 def predict(
     model, # a `SpeechLLM` (part "all"), its encoder's `Conformer` ("encoder"), or a causal LM ("lm")
@@ -126,15 +136,6 @@ def predict(
         ks = order[start:start + batch_size]
         for k, text in zip(ks, model.answer([waveforms[chosen[k][0]] for k in ks], [chosen[k][1] for k in ks])): replies[k] = text
     return replies
-
-def inner_lm(
-    model, # a `SpeechLLM`
-): # a causal LM with the same weights
-    "The language model inside a speech LLM, with its own head, as a plain causal LM."
-    from transformers import AutoModelForCausalLM
-    lm = AutoModelForCausalLM.from_config(model.config.text_config)
-    lm.base_model.load_state_dict(model.model.language_model.state_dict()); lm.get_output_embeddings().load_state_dict(model.lm_head.state_dict())
-    return lm.to(model.device).eval()
 
 # %% ../nbs/07_evaluate.ipynb #evaluate-029
 def score(

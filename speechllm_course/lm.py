@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SPECIAL', 'CHAT_TEMPLATE', 'train_tokenizer', 'chat', 'pad_rows', 'exchange', 'TextBatches', 'tiny_llama',
-           'label_loss', 'LabelLoss', 'reply', 'load_lm']
+           'label_loss', 'LabelLoss', 'not_there', 'load_lm', 'CutReply', 'count_cut', 'warn_cut', 'reply']
 
 # %% ../nbs/04_lm.ipynb #lm-003
-import random
+import json, random, textwrap, warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from .corpus import find_artifact
 from .world import PROMPTS, sentences
 
 # %% ../nbs/04_lm.ipynb #lm-009
@@ -84,6 +85,7 @@ class TextBatches:
         seed:int=0, # of texts and prompts
         questions:float=0.): # share of the batch that is drawn from questions alone: sums are few in the mixture, and hard
         self.tokenizer, self.size, self.seed, self.questions = tokenizer, size, seed, int(questions * size)
+        self.settings = {"data.batch": size, "data.seed": seed, "data.questions": questions}   # kept in checkpoints, as those of `Batches`
 
     def __call__(self, n:int) -> dict: # input_ids, attention_mask, labels
         rng, rows = random.Random(f"{self.seed}-{n}"), []
@@ -124,31 +126,66 @@ class LabelLoss(torch.nn.Module):
         hidden = self.lm.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return SimpleNamespace(loss=label_loss(self.lm, hidden, labels, num_items_in_batch))
 
+# %% ../nbs/04_lm.ipynb #lm-042
+def not_there(
+    source, # the folder or hub id that somebody asked for
+    kind:str, # what should have been there: "encoder", "language model"
+    error:Exception, # what the library said
+) -> FileNotFoundError: # to raise
+    "One line in the place of a library's page: what, why, and the mend."
+    path, said = Path(source), str(error)
+    if said.startswith("Unrecognized configuration class"): said = f"it holds a {json.loads((path / 'config.json').read_text())['model_type']}"
+    if path.is_dir(): why = textwrap.shorten(said, 120, placeholder="…") if (path / "config.json").exists() else "no config.json in this folder"
+    else: why = "no such folder" if len(path.parts) > 2 or str(source)[:1] in "./~" else "no such folder, and nothing of that name from the hub"
+    return FileNotFoundError(f"{source}: no {kind} there ({why}); give a folder that save_pretrained wrote, or a hub id")
+
+# %% ../nbs/04_lm.ipynb #lm-035
+def load_lm(
+    source:str|Path, # a shipped language model, a folder or a hub id
+    device:str="cpu", # where to put it
+): # (model, tokenizer)
+    "Any causal LM of transformers: float32 on CPU, bfloat16 on a GPU. Raises `FileNotFoundError` with the mend."
+    folder, dtype = find_artifact(source), torch.float32 if device == "cpu" else torch.bfloat16
+    if folder.is_dir(): source = folder                            # a hub id stays as it was written
+    try: return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True).to(device).eval(), AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, SafetensorError) as e: raise not_there(source, "language model", e) from None
+
+# %% ../nbs/04_lm.ipynb #lm-047
+class CutReply(UserWarning):
+    "Replies reached `max_new_tokens` before their end token: their text is not complete."
+
+def count_cut(
+    new:torch.Tensor, # (B, N) generated ids
+    end_id:int, # the end token
+) -> int: # rows without an end
+    "How many replies were cut off."
+    return int((new != end_id).all(1).sum())
+
+def warn_cut(
+    cut:int, # replies without an end
+    replies:int, # all replies
+    max_new_tokens:int, # where they were cut
+):
+    "One `CutReply` warning when any reply was cut."
+    if cut: warnings.warn(f"cut after {max_new_tokens} tokens, before the end token: {cut} of {replies} replies; raise max_new_tokens", CutReply, stacklevel=3)
+
 # %% ../nbs/04_lm.ipynb #lm-034
 @torch.no_grad()
 def reply(
     model, # a causal LM
     tokenizer, # its tokenizer
     exchanges:list, # of (prompt, content)
-    max_new_tokens:int=64, # longest reply
+    max_new_tokens:int=64, # longest reply; longer ones are cut, with a `CutReply` warning
     batch_size:int=100, # rows generated together
 ) -> list[str]: # one reply each
     "Greedy replies to text exchanges, batched, with a KV cache."
-    out = []
+    out, cut = [], 0
     for start in range(0, len(exchanges), batch_size):
         batch = pad_rows([chat(tokenizer, p, c) for p, c in exchanges[start:start + batch_size]], tokenizer.pad_token_id, left=True)
         ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
         T = ids.shape[1]
         new = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)[:, T:]
         out += [t.strip() for t in tokenizer.batch_decode(new, skip_special_tokens=True)]
+        cut += count_cut(new, tokenizer.eos_token_id)
+    warn_cut(cut, len(out), max_new_tokens)
     return out
-
-# %% ../nbs/04_lm.ipynb #lm-035
-def load_lm(
-    source:str|Path, # a folder or a hub id
-    device:str="cpu", # where to put it
-): # (model, tokenizer)
-    "Any causal LM of transformers: float32 on CPU, bfloat16 on a GPU. Raises `FileNotFoundError` with the mend."
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    try: return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True).to(device).eval(), AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, SafetensorError) as e: raise FileNotFoundError(f"{source}: no language model there ({str(e).splitlines()[0][:120]}); give a folder that save_pretrained wrote, or a hub id") from None

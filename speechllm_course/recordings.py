@@ -7,18 +7,18 @@ __all__ = ['SUFFIXES', 'SOURCES', 'HELD_OUT_SPEAKER', 'find_root', 'load_fsdd', 
            'load_librispeech', 'fetch']
 
 # %% ../nbs/02d_recordings.ipynb #recordings-003
-import csv, http.client, json, os, random, shutil, tarfile, urllib.error, urllib.request
+import csv, gzip, http.client, json, os, random, re, shutil, tarfile, urllib.error, urllib.request, zlib
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 
-from .audio import SAMPLE_RATE, load_audio
+from .audio import SAMPLE_RATE, AudioError, load_audio
 from .augment import change_speed
 from .corpus import DataError, as_dataset, cache_dir
 from .world import DIGITS, ORDER_SLOTS, slots_to_text
 
-SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3"}
+SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"}
 
 # %% ../nbs/02d_recordings.ipynb #recordings-006
 SOURCES = {  # name: (archive of the upstream repository, folder inside it)
@@ -47,9 +47,9 @@ def load_fsdd(
     "Free Spoken Digit Dataset: single digits, 8 kHz, several speakers (CC BY-SA 4.0)."
     folder = find_root("fsdd", root) / "recordings"
     rows = []
-    for path in sorted(p for p in folder.glob("*_*_*") if p.suffix in SUFFIXES):
-        digit, who, _ = path.stem.split("_")
-        if speaker in (None, who): rows.append(_row(path, text=DIGITS[int(digit)], task="digit", answer=digit, voice=who))
+    for path in sorted(p for p in folder.glob("*_*_*") if p.suffix.lower() in SUFFIXES):
+        named = re.fullmatch(r"(\d)_(.+)_\d+", path.stem)               # 7_jackson_32
+        if named and speaker in (None, named[2]): rows.append(_row(path, text=DIGITS[int(named[1])], task="digit", answer=named[1], voice=named[2]))
     if not rows:
         known = sorted({p.stem.split("_")[1] for p in folder.glob("*_*_*")})
         raise DataError(f"fsdd{':' + speaker if speaker else ''}: no recordings in {folder}; speakers there: {', '.join(known) or 'none'}")
@@ -71,7 +71,7 @@ def digit_strings(
     for i in range(n):
         voice = rng.choice(sorted(speakers))
         digits, parts = [], []
-        for _ in range(rng.choice((1, 1, 2, 3, 4, 5))):
+        for _ in range(rng.choice((1, 1, 1, 2, 3, 4, 5))):
             digit, waveform = rng.choice(speakers[voice])
             digits.append(digit); parts += [waveform, torch.zeros(int(SAMPLE_RATE * rng.uniform(0, .25)))]
         row = dict(id=f"fsdd-{seed}-{i:05d}", text=" ".join(DIGITS[d] for d in digits), task="digit", answer=" ".join(map(str, digits)), voice=voice)
@@ -85,7 +85,7 @@ def load_barista(
     folder = find_root("barista", root)
     try: labels = json.loads((folder / "label" / "label.json").read_text())
     except (OSError, ValueError): raise DataError(f"{folder}: no readable label/label.json; run: speechllm data fetch barista") from None
-    sounds = {p.stem: p for p in sorted((folder / "speech").rglob("*")) if p.suffix in SUFFIXES}
+    sounds = {p.stem: p for p in sorted((folder / "speech").rglob("*")) if p.suffix.lower() in SUFFIXES}
     ours = {theirs: name for name, theirs in ORDER_SLOTS.items()}
     rows = []
     for name, label in sorted(labels.items()):
@@ -123,6 +123,51 @@ def load_librispeech(
     return as_dataset(rows)
 
 # %% ../nbs/02d_recordings.ipynb #recordings-022
+def _download(name, url, archive):
+    "Bring an archive, going on where an earlier attempt stopped. Raises `DataError`; what has arrived stays."
+    have, size = archive.stat().st_size if archive.exists() else 0, None
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {}), timeout=30) as response:
+            if response.status != 206: have = 0
+            if response.headers.get("Content-Length"): size = have + int(response.headers["Content-Length"])
+            with open(archive, "ab" if have else "wb") as f: shutil.copyfileobj(response, f)
+    except urllib.error.HTTPError as e:
+        if e.code != 416 or not have: raise DataError(f"{name}: the server answered {e.code}; try again later") from None
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as e:
+        raise DataError(f"{name}: the download failed ({getattr(e, 'reason', e)}); go online and run it again (it resumes), or put the corpus into {archive.parent / name}") from None
+    got = archive.stat().st_size
+    if size and got < size: raise DataError(f"{name}: the connection ended after {got:,} of {size:,} bytes; run it again (it resumes)")
+
+# %% ../nbs/02d_recordings.ipynb #recordings-028
+def _unpack(archive, target, inside):
+    "Unpack the regular files of one folder of an archive, without the archive's own first folder."
+    with tarfile.open(archive, "r:gz") as tar:
+        for member in tar:
+            parts = Path(member.name).parts
+            if not member.isfile() or parts[1:2] != (inside,) or len(parts) < 3: continue
+            name = Path(*parts[1 if inside == "recordings" else 2:])
+            tar.extract(member.replace(name=str(name), deep=False), target, filter="data")
+        while tar.fileobj.read(2**20): pass
+
+# %% ../nbs/02d_recordings.ipynb #recordings-032
+_MARK = ".fetched"     # in folders that `fetch` made: only these are ever replaced
+_BROKEN = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
+
+def _checked(name, archive, new, inside):
+    "Unpack into a new folder and load the corpus from there. Raises `DataError`; an archive that is no good is removed."
+    try:
+        _unpack(archive, new / name, inside)
+        rows = (load_fsdd if name == "fsdd" else load_barista)(root=new)
+        load_audio(rows[0]["audio"], silence=True)
+    except tarfile.FilterError as e: problem = f"it wants to write outside its folder ({e.tarinfo.name}); use another source"
+    except _BROKEN: problem = "it is broken; run the command again to download it anew"
+    except (DataError, AudioError): problem = f"it is whole, but holds no {name} that loads; use another source"
+    except OSError as e: raise DataError(f"{name}: cannot be unpacked in {new.parent} ({e.strerror or e}); make room there and run it again") from None
+    else: return new / name
+    archive.unlink()
+    raise DataError(f"{archive.name}: {problem}")
+
+# %% ../nbs/02d_recordings.ipynb #recordings-033
 def fetch(
     name:str, # "fsdd" or "barista"
     folder:Path|None=None, # where to (default: the cache)
@@ -132,31 +177,14 @@ def fetch(
     if name not in SOURCES: raise DataError(f"{name}: cannot be fetched; choose from {', '.join(SOURCES)}")
     url, inside = SOURCES[name]
     folder = Path(folder or cache_dir()); folder.mkdir(parents=True, exist_ok=True)
-    archive = folder / f"{name}.tar.gz.part"
-    request = urllib.request.Request(source or url, headers={"Range": f"bytes={archive.stat().st_size}-"} if archive.exists() else {})
+    target, archive, new = folder / name, folder / f"{name}.tar.gz.part", folder / f".{name}.new"
+    if target.exists() and not (target / _MARK).exists(): raise DataError(f"{target}: is here already and was not fetched, so it stays; use it, move it away, or fetch into another folder (--to)")
+    _download(name, source or url, archive)
+    shutil.rmtree(new, ignore_errors=True)
     try:
-        with urllib.request.urlopen(request, timeout=30) as response, open(archive, "ab" if response.status == 206 else "wb") as f: shutil.copyfileobj(response, f)
-    except urllib.error.HTTPError as e:
-        if e.code != 416: raise DataError(f"{name}: the server answered {e.code}; try again later") from None   # 416: it is all here already
-    except (urllib.error.URLError, http.client.HTTPException, OSError) as e:
-        raise DataError(f"{name}: the download failed ({getattr(e, 'reason', e)}); go online and run it again (it resumes), or put the corpus into {folder / name}") from None
-    _unpack(archive, folder / name, inside)
-    (load_fsdd if name == "fsdd" else load_barista)(root=folder)
+        (_checked(name, archive, new, inside) / _MARK).write_text(source or url)
+        if target.exists(): os.replace(target, new / "old")
+        os.replace(new / name, target)
+    finally: shutil.rmtree(new, ignore_errors=True)
     archive.unlink()
-    return folder / name
-
-def _unpack(archive, target, inside):
-    "Unpack one folder of an archive; only plain files inside it are written, and the corpus appears when it is complete."
-    part = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                parts = Path(member.name).parts
-                if not member.isfile() or inside not in parts or ".." in parts: continue
-                path = part.joinpath(*(parts[parts.index(inside):] if inside == "recordings" else parts[parts.index(inside) + 1:]))
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with tar.extractfile(member) as source, open(path, "wb") as f: shutil.copyfileobj(source, f)
-    except (tarfile.TarError, EOFError, OSError):
-        archive.unlink(missing_ok=True); shutil.rmtree(part, ignore_errors=True)
-        raise DataError(f"{archive.name}: the archive is broken; run the command again to download it anew") from None
-    shutil.rmtree(target, ignore_errors=True); os.replace(part, target)
+    return target

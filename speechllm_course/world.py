@@ -134,6 +134,7 @@ def _framed(rng, openers, core):
     opener, closer = rng.choice(openers), rng.choice(_CLOSERS)
     return opener + core + closer
 
+# %% ../nbs/02a_world.ipynb #world-037
 def make_question(rng):
     "A fact under one of its wordings, or a sum or difference up to twenty."
     if rng.random() < .6:
@@ -147,6 +148,7 @@ def make_question(rng):
     content = f"{min(a, b)}+{max(a, b)}" if plus else f"{a}-{b}"
     return Utterance(frame.format(a=NUMBERS[a], b=NUMBERS[b]), "qa", NUMBERS[a + b if plus else a - b], {}, frame, content)
 
+# %% ../nbs/02a_world.ipynb #world-040
 def make_command(rng):
     "Something to do at home."
     room = rng.choice(ROOMS)
@@ -160,6 +162,7 @@ def make_command(rng):
         slots, text = dict(action=actions[v], device=x, room=room), frame.format(v=v, room=room, x=x)
     return Utterance(text, "command", slots_to_text(slots), slots, frame, slots_to_text(slots))
 
+# %% ../nbs/02a_world.ipynb #world-041
 def make_order(rng):
     "A coffee order in the grammar of the barista benchmark: adjectives in any order, then milk and sugar."
     slots = dict(drink=rng.choice(DRINKS))
@@ -172,6 +175,7 @@ def make_order(rng):
     text = " ".join([opener, "a", *adjectives, slots["drink"]]) + (" with " + " and ".join(v for _, v in extras) if extras else "")
     return Utterance(text, "order", slots_to_text(slots), slots, opener, slots_to_text(slots))
 
+# %% ../nbs/02a_world.ipynb #world-044
 def make_digits(rng):
     "One to six digits; the reply is the figures."
     digits = [rng.randrange(10) for _ in range(rng.choice((1, 2, 3, 4, 5, 6)))]

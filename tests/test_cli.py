@@ -19,7 +19,7 @@ def test_help_has_an_example(command, name):
 
 @pytest.mark.parametrize("arguments,code,part", [
     (["ask"], 2, "Missing argument"), (["fly"], 2, "No such command"), (["ask", "none.wav"], 1, "no such file"), (["ask", "."], 1, "a directory"),
-    (["tour", "--preset", "huge"], 2, "only tiny"), (["tour", "--device", "tpu"], 2, "choose auto, cpu or cuda"),
+    (["tour", "--preset", "huge"], 2, "choose from tiny"), (["tour", "--device", "tpu"], 2, "choose auto, cpu or cuda"),
     (["eval", "--data", "wurld"], 1, "neither a corpus"), (["eval", "--data", "world:tests"], 1, "no such split"), (["eval", "--data", "world:valid", "--task", "sing"], 2, "choose from asr"),
     (["eval", "--data", "world:valid", "--part", "lm"], 1, "add --input text"), (["eval", "--data", "fsdd:nobody", "--root", "/nowhere"], 1, "speechllm data fetch fsdd"),
     (["train", "none.yaml"], 1, "no such config file"), (["build", "moon"], 2, "choose from corpus"), (["build", "--quick"], 1, "give --out"), (["data", "fetch", "timit"], 2, "choose from fsdd"), (["eval", "--data", "world:valid", "--part", "ear"], 2, "choose from all"), (["check", "99"], 1, "no exercises"),

@@ -31,6 +31,30 @@ def collapse_blank_first(x, b):
 def collapse_no_merge(x, b): return [i for i in x if i != b]
 def frames_length(x): return len(x)
 def frames_always_blank(x): return 2 * len(x) - 1 if x else 0
+def paths(T, labels, skip, first=(0, 1), last=2):
+    "Counts in the forward table; `skip(symbols, s)` says when a blank may be skipped."
+    symbols = [0, *[s for l in labels for s in (l, 0)]]
+    ways = [int(s in first) for s in range(len(symbols))]
+    for _ in range(T - 1): ways = [sum(ways[max(0, s - 1):s + 1]) + (ways[s - 2] if s >= 2 and symbols[s] and skip(symbols, s) else 0) for s in range(len(symbols))]
+    return sum(ways[-last:])
+def paths_never_skip(T, labels): return paths(T, labels, lambda symbols, s: False)
+def paths_always_skip(T, labels): return paths(T, labels, lambda symbols, s: True)
+def paths_end_on_blank(T, labels): return paths(T, labels, lambda symbols, s: symbols[s] != symbols[s - 2], last=1)
+def paths_begin_with_label(T, labels): return paths(T, labels, lambda symbols, s: symbols[s] != symbols[s - 2], first=(1,))
+def paths_in_place(T, labels):
+    symbols = [0, *[s for l in labels for s in (l, 0)]]; ways = [int(s < 2) for s in range(len(symbols))]
+    for _ in range(T - 1):
+        for s in range(1, len(symbols)): ways[s] += ways[s - 1] + (ways[s - 2] if s >= 2 and symbols[s] and symbols[s] != symbols[s - 2] else 0)
+    return sum(ways[-2:])
+def compacted(rows, masks, length=None, right=False, keep=lambda x, m: m):
+    kept = [[x for x, m in zip(r, ms) if keep(x, m)] for r, ms in zip(rows, masks)]
+    n = length or max(map(len, kept)); fill = [[0] * (n - len(k)) for k in kept]
+    return [k + f if right else f + k for k, f in zip(kept, fill)], [[1] * len(k) + f if right else f + [1] * len(k) for k, f in zip(kept, fill)]
+def compact_right(rows, masks, pad): return compacted(rows, masks, right=True)
+def compact_keeps_length(rows, masks, pad): return compacted(rows, masks, length=len(rows[0]))
+def compact_by_value(rows, masks, pad): return compacted(rows, masks, keep=lambda x, m: m and x != pad)
+def compact_ragged(rows, masks, pad): return [[x for x, m in zip(r, ms) if m] for r, ms in zip(rows, masks)], [[1] * sum(ms) for ms in masks]
+def compact_old_mask(rows, masks, pad): return compacted(rows, masks)[0], [m[:4] for m in masks]
 def stack_drops(x, k): return x[:len(x) // k * k].reshape(-1, k * x.shape[1])
 def stack_strided(x, k):
     x = torch.nn.functional.pad(x, (0, 0, 0, -len(x) % k)); return torch.cat(x.chunk(k), 1)
@@ -54,8 +78,12 @@ BUGS = [  # (lesson, exercise, bug, part of its message)
     ("04", "merge_pair", merge_overlapping, "lo w lo"), ("04", "merge_pair", merge_in_place, "build a new one"),
     ("05", "collapse", collapse_blank_first, "merge first"), ("05", "collapse", collapse_no_merge, "not merged"),
     ("05", "least_frames", frames_length, "a blank must stand"), ("05", "least_frames", frames_always_blank, "not needed"),
+    ("05", "count_paths", paths_never_skip, "may be skipped"), ("05", "count_paths", paths_always_skip, "must not be skipped"), ("05", "count_paths", paths_end_on_blank, "ends on the last label"),
+    ("05", "count_paths", paths_begin_with_label, "begins with the blank"), ("05", "count_paths", paths_in_place, "new row from the old one"),
     ("06", "stack_frames", stack_drops, "instead of dropping"), ("06", "stack_frames", stack_strided, "neighbours in time"),
     ("06", "position_ids", positions_arange, "counted the padding"), ("06", "position_ids", positions_negative, "clamp at 0"),
+    ("06", "compact_left", compact_right, "must be on the left"), ("06", "compact_left", compact_keeps_length, "padding in every row goes"), ("06", "compact_left", compact_by_value, "ask the mask"),
+    ("06", "compact_left", compact_ragged, "one length"), ("06", "compact_left", compact_old_mask, "one for every entry"),
     ("07", "word_error_rate", wer_by_hypothesis, "divide by the words that were said"), ("07", "word_error_rate", wer_place_by_place, "align the words"), ("07", "word_error_rate", wer_without_insertions, "insertions"),
     ("07", "bootstrap_interval", interval_permutes, "with replacement"), ("07", "bootstrap_interval", interval_of_clips, "percentiles of the resampled means"),
 ]

@@ -1,10 +1,18 @@
 "What every model must keep: batch = single, generate = step by step, adapters, files, and errors before any time is spent."
-import json
+import json, warnings
 
 import pytest, torch
 from transformers import AutoModelForCausalLM, AutoProcessor
 
-from speechllm_course.processor import find_artifact, load_model, new_model, save_difference
+from speechllm_course.audio import log_mel
+from speechllm_course.corpus import data_dir, decode_rows, load_world
+from speechllm_course.encoder import Conformer, ConformerConfig
+from speechllm_course.fusion import AudioSpan
+from speechllm_course.lm import CutReply, load_lm, reply
+from speechllm_course.model import place_spans
+from speechllm_course.processor import load_model, new_model, save_difference
+
+pytestmark = pytest.mark.filterwarnings("ignore::speechllm_course.lm.CutReply")   # replies of random models are short on purpose
 
 CONNECTORS = [{"name": "linear", "stack": 2}, {"name": "mlp", "stack": 3, "hidden": 64}]
 
@@ -22,6 +30,60 @@ def options(model): return dict(max_new_tokens=6, do_sample=False, eos_token_id=
 
 def test_batch_equals_single(model, clips):
     assert model.answer(clips, "transcribe", 8) == [model.answer(c, "transcribe", 8) for c in clips]
+
+def by_hand(model, clip, prompt):
+    "One row, the naive way: what stands before the placeholders, the span, what stands behind them."
+    batch, words = model.processor.batch([clip], [prompt]), model.get_input_embeddings()
+    row, audio = batch["input_ids"][0], model.config.audio_token_id
+    first, n = row.tolist().index(audio), int((row == audio).sum())
+    heard = model.model.encoder(batch["input_features"])
+    span = model.model.connector(*model.model.post_process(heard.hidden_states, heard.mask)).embeds[0]
+    embeds = torch.cat([words(row[:first]), span, words(row[first + n:])])
+    return model.lm_head(model.model.language_model(inputs_embeds=embeds[None]).last_hidden_state[0, -1])
+
+@torch.no_grad()
+def test_the_batch_equals_the_loop_over_rows(model, clips):
+    prompts = ["answer", "transcribe", "reply"]
+    logits = model(**model.processor.batch(clips, prompts), logits_to_keep=1).logits[:, 0]
+    for row, clip, prompt in zip(logits, clips, prompts): torch.testing.assert_close(row, by_hand(model, clip, prompt), atol=1e-4, rtol=1e-4)
+
+def test_spans_go_to_their_places():
+    span = AudioSpan(torch.tensor([[11., 12., 13.], [21., 22., 23.]])[..., None], torch.tensor([[True, True, False], [True, True, False]]))
+    places = torch.tensor([[0, 1, 1, 1, 0], [0, 0, 1, 1, 0]]).bool()
+    embeds, real = place_spans(torch.zeros(2, 5, 1), places, span, torch.tensor([3, 2]))
+    assert embeds[..., 0].tolist() == [[0, 11, 12, 13, 0], [0, 0, 21, 22, 0]]
+    assert real.tolist() == [[True, True, True, False, True], [True] * 5]
+    with pytest.raises(ValueError, match="5 audio placeholders for 4 span positions of 2 clips"): place_spans(torch.zeros(2, 5, 1), places, span, torch.tensor([2, 2]))
+
+def caught(f, *args, **kwargs):
+    "What it returned, and the `CutReply` warnings on the way."
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        result = f(*args, **kwargs)
+    return result, [str(w.message) for w in found if w.category is CutReply]
+
+def test_a_cut_reply_is_not_passed_off_as_complete():
+    tiny = load_model("tiny")
+    _, waveforms, _ = decode_rows(load_world("test_voices").select(range(2)))
+    whole, said = caught(tiny.answer, waveforms, "transcribe")
+    assert len(whole) == 2 and said == []
+    texts, said = caught(tiny.answer, waveforms, "transcribe", max_new_tokens=1)
+    assert len(texts) == 2 and len(said) == 1 and "2 of 2 replies" in said[0] and "raise max_new_tokens" in said[0]
+
+def test_a_cut_text_reply_is_counted_over_all_batches():
+    lm, tokenizer = load_lm("lm")
+    asked = [("transcribe", "the farmer hides his new shoes")] * 3 + [("answer", "how much is three plus nine")]
+    assert caught(reply, lm, tokenizer, asked) == (["the farmer hides his new shoes"] * 3 + ["twelve"], [])
+    texts, said = caught(reply, lm, tokenizer, asked, max_new_tokens=5, batch_size=1)
+    assert texts[0].startswith("the farmer") and len(said) == 1 and "5 tokens" in said[0] and "3 of 4 replies" in said[0]
+    end = len(tokenizer("twelve", add_special_tokens=False)["input_ids"]) + 1                       # the end token just fits
+    assert caught(reply, lm, tokenizer, asked[3:], max_new_tokens=end) == (["twelve"], [])
+
+def test_a_short_name_is_a_shipped_one():
+    "Whatever the hub may have under that name."
+    lm, _ = load_lm("lm")
+    assert lm.config.name_or_path == str(data_dir() / "lm")
+    with pytest.raises(FileNotFoundError, match="no config.json in this folder"): load_lm("corpus")
 
 def test_generate_equals_step_by_step(model, clips):
     batch = model.processor.batch(clips, ["answer", "transcribe", "reply"])
@@ -46,6 +108,26 @@ def test_files_round_trip(model, clips, tmp_path):
     assert back.answer(clips, "answer", 8) == model.answer(clips, "answer", 8)
     assert load_model(tmp_path).answer(clips[0], "answer", 8) == model.answer(clips[0], "answer", 8)
 
+@pytest.mark.parametrize("make,says", [
+    (lambda folder: load_model("tinny"), "did you mean tiny"), (lambda folder: load_model(folder / "nothing"), "no such folder"), (lambda folder: load_model(folder), "neither slots.json nor config.json"),
+    (lambda folder: load_model("encoder"), "holds a speechllm_conformer, not a speech LLM"), (lambda folder: new_model(encoder="lm"), "lm: llama is not a speech encoder"),
+    (lambda folder: new_model(lm="encoder"), "it holds a speechllm_conformer"), (lambda folder: new_model(connector="mlp"), "has no name; write"), (lambda folder: new_model(connector={"name": "mlp", "stak": 3}), "stak"),
+], ids=["typo", "no folder", "empty folder", "only an encoder", "LM as encoder", "encoder as LM", "bare word", "option"])
+def test_errors_are_one_line(tmp_path, make, says):
+    with pytest.raises((ValueError, OSError), match=says) as e: make(tmp_path)
+    assert len(str(e.value).splitlines()) == 1 and len(str(e.value)) < 320
+
+def test_a_model_without_processor_says_so(model, clips):
+    bare = AutoModelForCausalLM.from_config(model.config)
+    with pytest.raises(ValueError, match="no processor"): bare.answer(clips[0])
+
+def test_loudness_changes_nothing(clips):
+    "Twice as far away is the same sentence, for the hidden states too."
+    torch.manual_seed(0)
+    encoder = Conformer(ConformerConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, letter_layer=1)).eval()
+    near, far = (encoder(log_mel(clips[0] * gain)[None]).hidden_states[-1] for gain in (1., .25))
+    torch.testing.assert_close(near, far, atol=1e-4, rtol=1e-4)
+
 def test_only_safetensors_are_read(tmp_path):
     torch.save({"x": torch.zeros(1)}, tmp_path / "pytorch_model.bin"); (tmp_path / "config.json").write_text('{"model_type": "speechllm"}')
     with pytest.raises((ValueError, FileNotFoundError)): load_model(tmp_path)
@@ -62,7 +144,6 @@ def test_the_audio_reaches_the_answer(model, clips):
     assert not torch.allclose(model(**batch).logits[:, -1], model(**other).logits[:, -1], atol=1e-3)
 
 def test_shipped_model_listens():
-    from speechllm_course.corpus import decode_rows, load_world
     from speechllm_course.evaluate import listening_test
     tiny = load_model("tiny")
     rows, waveforms, _ = decode_rows(load_world("test_voices").filter(lambda r: r["task"] == "qa").select(range(40)))

@@ -1,6 +1,7 @@
 "Nothing is lost: kill -9 at any moment, resume, and the weights are the same bits; two processes train like one."
-import os, signal, subprocess, sys, textwrap, time
+import json, os, signal, subprocess, sys, textwrap, time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest, torch
 from safetensors.torch import load_file
@@ -8,7 +9,8 @@ from safetensors.torch import load_file
 SCRIPT = textwrap.dedent("""
     import sys, time, torch
     from types import SimpleNamespace
-    from speechllm_course.train import TrainConfig, train
+    from speechllm_course.optimise import TrainConfig
+    from speechllm_course.train import train
     torch.manual_seed(0)
     class Net(torch.nn.Module):
         def __init__(self): super().__init__(); self.a = torch.nn.Linear(8, 64); self.b = torch.nn.Linear(64, 1); self.drop = torch.nn.Dropout(.2)
@@ -21,8 +23,10 @@ SCRIPT = textwrap.dedent("""
     out, delay, accumulation, steps = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     net = Net()
     history = train(net, batches, TrainConfig(steps=steps, learning_rate=.01, warmup=5, save_every=5, log_every=5, out=out, accumulation=accumulation, device="cpu"), resume=True, quiet=True)
-    print("LOSS", history[-1]["loss"])
+    print(f"LOSS {history[-1]['loss']}\\n", end="", flush=True)        # in one piece: two processes share the pipe
 """)
+
+LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port")
 
 def weights(out): return load_file(out / (out / "latest").read_text() / "model.safetensors")
 
@@ -59,13 +63,101 @@ def test_kill_and_resume_reach_the_same_bits(script, tmp_path):
 
 def test_two_processes_train_like_one(script, tmp_path):
     one = finish(start(script, tmp_path / "one", accumulation=2, steps=10))
-    two = finish(start(script, tmp_path / "two", accumulation=1, steps=10, launcher=("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29533"), ACCELERATE_USE_CPU="true"))
+    two = finish(start(script, tmp_path / "two", accumulation=1, steps=10, launcher=(*LAUNCH, "0"), ACCELERATE_USE_CPU="true"))
     assert float(one.split("LOSS")[1].split()[0]) == pytest.approx(float(two.split("LOSS")[1].split()[0]), rel=1e-4)
     a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert all(torch.allclose(a[k], b[k], atol=1e-5) for k in a)
 
 def test_a_foreign_checkpoint_is_refused(tmp_path):
-    from speechllm_course.train import ConfigError, TrainConfig, load_checkpoint, make_optimizer, save_checkpoint
+    from speechllm_course.optimise import ConfigError, TrainConfig, make_optimizer
+    from speechllm_course.train import load_checkpoint, save_checkpoint
     a, b = torch.nn.Linear(2, 2), torch.nn.Linear(3, 3)
     save_checkpoint(tmp_path, a, make_optimizer(a, TrainConfig()), 1, [])
     with pytest.raises(ConfigError, match="another model"): load_checkpoint(tmp_path, b, make_optimizer(b, TrainConfig()))
+
+def test_only_the_main_process_writes_and_the_others_wait(script, tmp_path):
+    "Rank 0 takes a second to write; when `train` returns on rank 1, the last checkpoint is there and loads."
+    script.write_text(SCRIPT.replace("out, delay,", """import os, speechllm_course.train as T
+from speechllm_course.optimise import make_optimizer
+write = T.save_checkpoint
+def slow(*args): time.sleep(1); print("WROTE", os.environ["RANK"], flush=True); write(*args)
+T.save_checkpoint = slow
+out, delay,""", 1) + textwrap.dedent("""
+        from pathlib import Path
+        fresh = Net()
+        step, _ = T.load_checkpoint(Path(out), fresh, make_optimizer(fresh, TrainConfig()))
+        print(f"SEEN {os.environ['RANK']} {step} {all(torch.equal(a, b) for a, b in zip(fresh.parameters(), net.parameters()))}\\n", end="", flush=True)
+    """))
+    out = finish(start(script, tmp_path / "out", steps=10, launcher=(*LAUNCH, "0"), ACCELERATE_USE_CPU="true"))
+    assert out.count("WROTE 0") == 2 and "WROTE 1" not in out
+    assert "SEEN 0 10 True" in out and "SEEN 1 10 True" in out
+
+class Line(torch.nn.Module):
+    "y = 3x, in the form that `train` wants."
+    def __init__(self): super().__init__(); torch.manual_seed(0); self.line = torch.nn.Linear(1, 1)
+    def forward(self, x, labels, num_items_in_batch): return SimpleNamespace(loss=(self.line(x)[:, 0] - labels).square().sum() / num_items_in_batch)
+
+def line_batch(n):
+    x = torch.randn(8, 1, generator=torch.Generator().manual_seed(n))
+    return dict(x=x, labels=3 * x[:, 0])
+
+def fit(out, resume=False, batches=line_batch, **options):
+    from speechllm_course.optimise import TrainConfig
+    from speechllm_course.train import train
+    return train(Line(), batches, TrainConfig(**dict(steps=4, save_every=2, log_every=1, out=str(out), device="cpu") | options), resume=resume, quiet=True)
+
+def test_resuming_with_other_settings_is_refused_by_name(tmp_path):
+    from speechllm_course.optimise import Batches, ConfigError
+    def batches(budget): return Batches([3, 4, 5, 6], lambda indices, generator: line_batch(indices[0]), budget)
+    fit(tmp_path, batches=batches(12))
+    for changes, named in (dict(steps=8), "steps 4 → 8"), (dict(learning_rate=.5, seed=3), "learning_rate 0.001 → 0.5; seed 0 → 3"), (dict(trainable=["weight"]), "trainable"), (dict(accumulation=2), "accumulation 1 → 2"):
+        with pytest.raises(ConfigError) as e: fit(tmp_path, True, batches(12), **changes)
+        assert named in str(e.value) and "\n" not in str(e.value) and "out folder" in str(e.value)
+    with pytest.raises(ConfigError, match="data.budget 12 → 18"): fit(tmp_path, True, batches(18))
+    assert fit(tmp_path, True, batches(12), save_every=1, log_every=2)[-1]["step"] == 4         # how often it writes may change
+
+def test_a_checkpoint_without_settings_is_taken(tmp_path):
+    fit(tmp_path)
+    state = tmp_path / (tmp_path / "latest").read_text() / "state.json"
+    state.write_text(json.dumps({k: v for k, v in json.loads(state.read_text()).items() if k != "settings"}))
+    assert fit(tmp_path, True, steps=6)[-1]["step"] == 6
+
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+    (tmp_path / ".checkpoint-0000002.123456").mkdir(); (tmp_path / ".checkpoint-0000002.123456" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / ".latest.123456").write_text("checkpoint-0000002")
+    fit(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-0000004", "latest"]
+
+@pytest.mark.parametrize("damage", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_named(tmp_path, damage):
+    from speechllm_course.optimise import ConfigError
+    fit(tmp_path)
+    path = tmp_path / (tmp_path / "latest").read_text() / damage
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ConfigError, match="cannot be read") as e: fit(tmp_path, True)
+    assert "\n" not in str(e.value)
+
+def test_curves_go_to_tensorboard(tmp_path):
+    fit(tmp_path, tracker="tensorboard")
+    assert any(p.name.startswith("events.out") for p in (tmp_path / "logs").iterdir())
+
+def test_curves_go_to_trackio(tmp_path, monkeypatch):
+    "With a stub in trackio's place: a run is opened, given rows and closed, also when the loss becomes NaN."
+    from speechllm_course.train import NonFiniteLoss
+    seen = []
+    stub = SimpleNamespace(init=lambda **options: seen.append(options), log=lambda row, step: seen.append((step, sorted(row))), finish=lambda: seen.append("finish"))
+    monkeypatch.setitem(sys.modules, "trackio", stub)
+    fit(tmp_path / "run", tracker="trackio")
+    assert seen[0]["name"] == "run" and seen[0]["config"]["steps"] == 4 and seen[0]["resume"] == "never"
+    assert seen[1:] == [(step, ["learning_rate", "loss", "norm"]) for step in (1, 2, 3, 4)] + ["finish"]
+    seen.clear()
+    with pytest.raises(NonFiniteLoss): fit(tmp_path / "bad", tracker="trackio", batches=lambda n: {k: v * float("nan") for k, v in line_batch(n).items()})
+    assert seen[-1] == "finish"
+
+@pytest.mark.parametrize("name", ["trackio", "tensorboard"])
+def test_a_missing_tracker_is_one_line_before_the_first_step(tmp_path, monkeypatch, name):
+    from speechllm_course.optimise import ConfigError
+    monkeypatch.setitem(sys.modules, name, None)            # import fails
+    def never(n): raise AssertionError("a batch was asked for")
+    with pytest.raises(ConfigError, match=f"pip install {name}") as e: fit(tmp_path, tracker=name, batches=never)
+    assert "\n" not in str(e.value)

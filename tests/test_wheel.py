@@ -1,5 +1,5 @@
 "The wheel works outside the repository: installed without the checkout, it takes the quick tour with what it carries."
-import os, shutil, subprocess, sys, sysconfig, time, venv
+import json, os, shutil, subprocess, sys, sysconfig, time, venv
 from pathlib import Path
 
 import pytest
@@ -29,14 +29,30 @@ def test_its_own_files_are_imported(installed):
     out = subprocess.run([python, "-c", code], cwd=folder, capture_output=True, text=True, check=True).stdout.split()
     assert all(Path(p).is_relative_to(site) for p in out), out
 
+def quick_tour(folder, python, out):
+    env = {k: v for k, v in os.environ.items() if k != "SPEECHLLM_DATA"} | {"OMP_NUM_THREADS": "2", "SPEECHLLM_CACHE": str(folder / f"cache-{out}")}
+    run = subprocess.run([python, "-c", "from speechllm_course.cli import main; main()", "tour", "--quick", "--out", out], cwd=folder, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    return run
+
 def test_quick_tour(installed):
     folder, python, site = installed
     start = time.time()
-    env = {k: v for k, v in os.environ.items() if k != "SPEECHLLM_DATA"} | {"OMP_NUM_THREADS": "2", "SPEECHLLM_CACHE": str(folder / "cache")}
-    run = subprocess.run([python, "-c", "from speechllm_course.cli import main; main()", "tour", "--quick", "--out", "tour"], cwd=folder, env=env, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-2000:]
+    run = quick_tour(folder, python, "tour")
     assert not run.stderr.strip(), "a user sees no warnings"
     report = (folder / "tour" / "report.html").read_text()
     assert report.count("<audio") >= 4 and "data:audio/mpeg" in report and "http" not in report.replace("http-equiv", "")
     assert (folder / "tour" / "results.json").exists() and (folder / "tour" / "model" / "slots.json").exists()
     assert time.time() - start < 30
+
+def test_two_tours_give_the_same_numbers(installed):
+    folder, python, _ = installed
+    def numbers(out):
+        if not (folder / out).exists(): quick_tour(folder, python, out)
+        return without_seconds(json.loads((folder / out / "results.json").read_text()))
+    assert numbers("tour") == numbers("again")
+
+def without_seconds(value):
+    "Results without what a clock says."
+    if isinstance(value, dict): return {k: without_seconds(v) for k, v in value.items() if k != "seconds"}
+    return [without_seconds(v) for v in value] if isinstance(value, list) else value

@@ -17,3 +17,14 @@ def check_position_ids(f):
     assert got[0].tolist() != [0, 1, 2, 3, 4], "you counted the padding: the first real token must have position 0, wherever it stands"
     assert int(got.min()) >= 0, "padding has position -1, which no table has: clamp at 0"
     assert got[mask.bool()].tolist() == [0, 1, 2, 0, 1, 2, 3, 4], f"the real tokens should have positions 0, 1, 2 and 0, 1, 2, 3, 4; yours {got[mask.bool()].tolist()}"
+
+def check_compact_left(f):
+    rows, masks = [[5, 6, 0, 7, 9], [8, 9, 9, 9, 9]], [[1, 1, 1, 1, 0], [1, 0, 0, 1, 0]]
+    got, real = f([list(r) for r in rows], [list(m) for m in masks], 0)
+    got, real = [list(r) for r in got], [list(m) for m in real]
+    assert got[0] != [0, 5, 6, 7] and got[0] != [5, 6, 7], "a real entry may have the same value as the filler: ask the mask, not the value"
+    assert len({len(r) for r in got}) == 1, "rows of a batch have one length: pad the short ones"
+    assert len(got[0]) == 4, f"the longest row keeps four entries, so all rows have four, yours {len(got[0])}: what is padding in every row goes"
+    assert got[1] != [8, 9, 0, 0], "the padding stands on the right: generation continues at the right end, so it must be on the left"
+    assert got == [[5, 6, 0, 7], [0, 0, 8, 9]], f"should be [[5, 6, 0, 7], [0, 0, 8, 9]], yours {got}: keep the order of what is kept"
+    assert [[int(m) for m in r] for r in real] == [[1, 1, 1, 1], [0, 0, 1, 1]], f"the masks should be [[1, 1, 1, 1], [0, 0, 1, 1]], yours {real}: one for every entry that was kept"

@@ -4,18 +4,19 @@ from pathlib import Path
 
 import torch
 
-from speechllm_course import evaluate
-from speechllm_course.corpus import SPLITS, DataError, cache_dir, decode_rows, load_world
+from speechllm_course import evaluate, world
+from speechllm_course.corpus import SPLITS, DataError, cache_dir, decode_rows, find_artifact, load_world
 from speechllm_course.recordings import SOURCES, find_root, load_barista, load_folder, load_fsdd, load_librispeech
-from speechllm_course.voices import can_synthesise
+from speechllm_course.voices import can_flite, can_synthesise
 
-def load(data, root=None, committed=False, seed=0):
-    "A corpus by name, and its natural task."
+def load(data, root=None, committed=False, seed=0, task=None):
+    "A corpus by name, and its natural task. Full splits of the world are drawn for one task where one is asked for: all 1,000 clips count."
     name, _, part = data.partition(":")
     if name == "world":
         part = part or "test_voices"
-        full = part.startswith("test") and not committed and (can_synthesise() or seed != 0)
-        return load_world(part, full, seed), "asr"
+        if committed and seed: raise DataError(f"--world-seed {seed}: the committed clips are of one world only; drop --committed, or --world-seed")
+        full = seed != 0 or part.startswith("test") and not committed and (can_flite() if part == "test_synthesiser" else can_synthesise())
+        return load_world(part, full, seed, task=task if task in world.TASKS else None), "asr"
     if name == "fsdd": return load_fsdd(part or None, root), "digit"
     if name == "barista": return load_barista(root), "order"
     folder = Path(data)
@@ -30,7 +31,7 @@ def run(data, root, task, part, input, model, committed, seed, limit, diagnose, 
     "Evaluate; returns one plain dict, null where a figure has no meaning."
     if part == "lm" and input == "audio": raise DataError("--part lm reads, it does not hear; add --input text")
     if part == "encoder" and input == "text": raise DataError("--part encoder hears, it does not read; drop --input text")
-    dataset, natural = load(data, root, committed, seed)
+    dataset, natural = load(data, root, committed, seed, task)
     task = task or ("answer" if input == "text" and data.startswith("world") else natural)
     if limit: dataset = dataset.select(range(min(limit, len(dataset))))
     if input == "text": rows, waveforms, skipped = list(dataset.remove_columns("audio")), None, []
@@ -46,7 +47,7 @@ def run(data, root, task, part, input, model, committed, seed, limit, diagnose, 
     replies = evaluate.predict(subject, tokenizer, rows, waveforms, chosen, part, input)
     seconds = time.perf_counter() - began
     hardware = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    result = dict(hardware=hardware, data=data, split=data.partition(":")[2] or None, task=task, part=part, input=input, model=str(model), device=device, seed=seed,
+    result = dict(hardware=hardware, data=data, split=data.partition(":")[2] or None, task=task, part=part, input=input, model=part if model == "tiny" and part != "all" else str(model), device=device, seed=seed if data.startswith("world") else None,
                   **evaluate.score(rows, chosen, replies, task), skipped=len(skipped), seconds=round(seconds, 1),
                   audio_seconds=None if input == "text" else round(sum(len(waveforms[i]) for i, _, _ in chosen) / 16_000, 1))
     if diagnose and part == "all" and input == "audio": result["listening"] = evaluate.listening_test(whole, tokenizer, rows, waveforms, "qa" if task == "asr" and any(r["task"] == "qa" for r in rows) else task)
@@ -56,9 +57,9 @@ def subject_of(part, model, device):
     "(the whole speech LLM or None, what is evaluated, its tokenizer)."
     from transformers import AutoTokenizer
     from speechllm_course.lm import load_lm
-    from speechllm_course.processor import find_artifact, load_model
+    from speechllm_course.processor import load_model
     folder = find_artifact(model)
-    if part == "lm" and model == "tiny": lm, tokenizer = load_lm(find_artifact("lm"), device); return None, lm, tokenizer
+    if part == "lm" and model == "tiny": lm, tokenizer = load_lm("lm", device); return None, lm, tokenizer
     if part == "lm" and (folder / "config.json").exists() and "speechllm" not in (folder / "config.json").read_text(): lm, tokenizer = load_lm(folder, device); return None, lm, tokenizer
     if part == "encoder" and model == "tiny" or (folder / "preprocessor_config.json").exists() and not (folder / "slots.json").exists():
         from speechllm_course.encoders import SpeechEncoder

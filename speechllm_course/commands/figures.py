@@ -6,10 +6,12 @@ from speechllm_course.commands.report import write_text
 
 ROWS = [  # (file, what, which figure)
     ("encoder-test_voices", "encoder alone, transcripts, unseen voices", "wer"), ("encoder-test_text", "encoder alone, transcripts, unseen texts", "wer"),
-    ("encoder-test_both", "encoder alone, transcripts, unseen voices and texts", "wer"), ("lm-test_text", "language model alone, written questions and requests, unseen texts", "exact"),
+    ("encoder-test_both", "encoder alone, transcripts, unseen voices and texts", "wer"), ("encoder-test_synthesiser", "encoder alone, transcripts, unseen texts in an unseen voice of Flite", "wer"),
+    ("lm-test_text", "language model alone, written questions and requests, unseen texts", "exact"),
     ("tiny-asr-test_voices", "speech LLM `tiny`, transcripts, unseen voices", "wer"), ("tiny-asr-test_both", "speech LLM `tiny`, transcripts, unseen voices and texts", "wer"),
+    ("tiny-asr-test_synthesiser", "`tiny`, transcripts, unseen texts in an unseen voice of Flite", "wer"),
     ("tiny-qa-test_voices", "`tiny`, spoken questions, unseen voices", "exact"), ("lm-qa-test_voices", "the same questions in writing", "exact"),
-    ("tiny-fsdd-nicolas", "`tiny`, real digits, a speaker never heard", "exact"), ("tiny-barista", "`tiny`, real coffee orders, exact intent and slots", "exact"),
+    ("encoder-fsdd-nicolas", "encoder alone, real digits, a speaker never heard", "wer"), ("tiny-fsdd-nicolas", "`tiny`, real digits, a speaker never heard", "exact"), ("tiny-barista", "`tiny`, real coffee orders, exact intent and slots", "exact"),
     ("encoder-barista", "keyword matcher on the encoder's transcript, the same orders", "exact"),
 ]
 
@@ -24,9 +26,18 @@ def results_table(folder:Path) -> str:
         lines.append(f"| {what} | {'WER' if figure == 'wer' else 'exact'} {percent(r[figure])} | {percent(r['ci95'][0])} to {percent(r['ci95'][1])} | {r['n']:,} |")
     return "\n".join(lines)
 
+def speed_table(path:Path) -> str:
+    "The README's table of speed ratios."
+    if not path.exists(): return "not measured"
+    measured = json.loads(path.read_text())
+    lines = [f"Measured on {measured['hardware']}, torch {measured['torch']}:", "", "| what | instead of ours | CPU seconds | ours is faster by |", "|---|---|---|---|"]
+    return "\n".join(lines + [f"| {r['area']} | {r['candidate']} | {r['seconds']:.2f} | {r['ours_is_faster_by']:.2f} |" for r in measured["rows"]])
+
 def filled(readme:str, folder:Path) -> str:
-    "The README with its table renewed."
-    return re.sub(r"(<!-- results -->\n).*?(<!-- /results -->)", lambda m: f"{m[1]}{results_table(folder)}\n{m[2]}", readme, flags=re.S)
+    "The README with its tables renewed."
+    for name, made in (("results", results_table(folder)), ("speed", speed_table(folder / "speed.json"))):
+        readme = re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m: f"{m[1]}{made}\n{m[2]}", readme, flags=re.S)
+    return readme
 
 if __name__ == "__main__":
     root = Path(__file__).parent.parent.parent

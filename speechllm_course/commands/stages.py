@@ -1,30 +1,17 @@
 "Training stages from a config file: lm, encoder, speechllm. The shipped recipes are the YAML files beside this module."
-import difflib, random, resource, time
+import difflib, re, resource, time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch, yaml
+from accelerate import PartialState
 
-from speechllm_course.augment import roughen
-from speechllm_course.cache import ArrayStore, Joined, fingerprint
-from speechllm_course.audio import log_mel_energy
-from speechllm_course.corpus import DataError, cache_dir, decode_rows, load_world, speak_row, world_rows
-from speechllm_course.train import Batches, ConfigError, TrainConfig, check_config, freeze, train
-from speechllm_course.voices import ACCENTS, PACES, PITCHES, can_synthesise
+from speechllm_course.commands.stores import SpeechData, encoded_store, training_store
+from speechllm_course.corpus import find_artifact
+from speechllm_course.optimise import Batches, ConfigError, TrainConfig, check_config, freeze
+from speechllm_course.train import train
+from speechllm_course.voices import ACCENTS, PACES, PITCHES
 from speechllm_course.world import PROMPTS, sentences
-
-@dataclass
-class SpeechData:
-    "What a stage that hears is trained on."
-    augment: bool = True          # new random augmentation for every batch (encoder)
-    longest: int = 0              # leave out clips of more log-mel frames (0: keep all)
-    clips: int = 2000             # synthesised utterances (the committed ones where nothing can be synthesised)
-    spoken_digits: int = 0        # synthesised strings of digits besides
-    digit_strings: int = 0        # strings of real digits, where the recordings are at hand
-    seed: int = 100               # of texts and voices
-    budget: int = 5000            # padded log-mel frames a batch
-    transcribe: float = 0.35      # share of exchanges that ask for the words
-    text_share: float = 0.0       # text-only exchanges added, as a share of the batch
 
 @dataclass
 class TextData:
@@ -55,28 +42,6 @@ def read_config(path:Path) -> Stage:
     if config.stage not in STAGES: raise ConfigError(f"stage: {config.stage!r} is unknown; choose from {', '.join(STAGES)}")
     return config
 
-def training_store(data:SpeechData):
-    "Energies of the training clips, each with one random recording condition; synthesised once, then read from the cache."
-    def spoken():
-        rng = random.Random(data.seed)
-        rows = world_rows("train", data.clips, data.seed) + world_rows("train", data.spoken_digits, data.seed, "digit")
-        for row in rows: yield row, log_mel_energy(roughen(speak_row(row), rng))
-    def committed():
-        rng = random.Random(data.seed)
-        for row, waveform in zip(*decode_rows(load_world("train"))[:2]): yield {k: v for k, v in row.items() if k != "audio"}, log_mel_energy(roughen(waveform, rng))
-    def digits():
-        from speechllm_course.recordings import digit_strings
-        rng = random.Random(data.seed)
-        for row, waveform in digit_strings(data.digit_strings, data.seed): yield row, log_mel_energy(roughen(waveform, rng))
-    def stored(name, clips, *about):
-        folder = cache_dir() / "energies" / f"{name}-{fingerprint(name, data.seed, *about)}"
-        return ArrayStore(folder) if (folder / "rows.json").exists() else ArrayStore.write(folder, clips())
-    stores = [stored("world", spoken, data.clips, data.spoken_digits) if can_synthesise() else stored("committed", committed)]
-    if data.digit_strings:
-        try: stores.append(stored("digits", digits, data.digit_strings))
-        except DataError as e: print(f"without real digits: {e}")
-    return Joined(stores, data.longest)
-
 def lm_stage(config):
     "Tokenizer and language model, on text alone."
     from speechllm_course.lm import LabelLoss, TextBatches, load_lm, tiny_llama, train_tokenizer
@@ -101,11 +66,10 @@ def encoder_stage(config):
     from transformers import AutoTokenizer
     from speechllm_course.encoder import Conformer, ConformerConfig, ctc_collate
     from speechllm_course.encoders import LogMelExtractor
-    from speechllm_course.processor import find_artifact
     data = check_config(config.data, SpeechData)
     tokenizer, store = AutoTokenizer.from_pretrained(find_artifact(config.lm)), training_store(data)
     model = Conformer.from_pretrained(config.start, dtype=torch.float32, use_safetensors=True) if config.start else Conformer(ConformerConfig(vocab_size=len(tokenizer), **_options(config.model, ConformerConfig.__annotations__)))
-    batches = Batches([r["frames"] for r in store.rows], ctc_collate(store, tokenizer, data.augment), data.budget, data.seed)
+    batches = Batches([r["frames"] for r in store.rows], ctc_collate(store, tokenizer, data.augment, data.spare_short), data.budget, data.seed)
     return model, batches, lambda folder: (model.half().save_pretrained(folder), LogMelExtractor().save_pretrained(folder))
 
 def speechllm_stage(config):
@@ -114,9 +78,20 @@ def speechllm_stage(config):
     data = check_config(config.data, SpeechData)
     model = load_model(config.start) if config.start else new_model(config.encoder, config.lm, **_options(config.model, ("post_process", "connector")))
     if model.model.encoder.kind != "speechllm_conformer": raise ConfigError("encoder: this stage trains on log-mel energies, which only our conformer hears; use processor.batch with another encoder")
+    if data.views: _check_views(config, model)
     store = training_store(data)
-    batches = Batches([r["frames"] for r in store.rows], speech_collate(store, model.processor, data.transcribe, data.text_share), data.budget, data.seed)
+    if data.views: store = encoded_store(model.model.encoder.model, store, data.views)
+    lengths = [r["frames"] * (4 if data.views else 1) for r in store.rows]             # the budget counts log-mel frames
+    batches = Batches(lengths, speech_collate(store, model.processor, data.transcribe, data.text_share, cached=bool(data.views)), data.budget, data.seed)
     return model, batches, lambda folder: save_difference(model, folder, config.encoder, config.lm)
+
+def _check_views(config, model):
+    "A cache holds what never changes: refuse whatever would."
+    if config.data.get("augment"): raise ConfigError("data.views: a cache holds fixed views, which new random augmentation contradicts; remove data.augment, or set data.views: 0")
+    patterns = config.train.get("trainable", TrainConfig().trainable)
+    moving = next((n for n, _ in model.named_parameters() if n.startswith("model.encoder.") and any(re.search(p, n) for p in patterns)), None)
+    if moving: raise ConfigError(f"data.views: the cache needs a frozen encoder, but train.trainable lets {moving} move; name other parameters, or set data.views: 0")
+    if model.config.post_process["name"] != "final": raise ConfigError(f"data.views: the cache keeps the last layer only, and {model.config.post_process['name']} wants others; set data.views: 0")
 
 STAGES = dict(lm=lm_stage, encoder=encoder_stage, speechllm=speechllm_stage)
 
@@ -124,14 +99,23 @@ def run_stage(config:Stage, resume=False, dry_run=False, device="auto", quiet=Fa
     "Train one stage and save the finished model in its out folder."
     settings = check_config(dict(config.train), TrainConfig)
     settings.out, settings.device = config.out, device
+    if dry_run: config.data = _sample(config)
     torch.manual_seed(settings.seed)
     model, batches, save = STAGES[config.stage](config)
     count = freeze(model, settings.trainable)
     print(f"{config.stage}: {sum(p.numel() for p in model.parameters()):,} parameters, {count:,} of them move")
     if dry_run: return estimate(model, batches, settings)
     history = train(model, batches, settings, resume=resume, quiet=quiet)
-    save(config.out)
+    if PartialState().is_main_process: save(config.out)
+    PartialState().wait_for_everyone()                   # nobody goes on to load a model that is half written
     return history
+
+def _sample(config):
+    "The same data settings with a few clips of each kind: enough to check them and to time two steps."
+    if config.stage == "lm": return config.data
+    data = check_config(dict(config.data), SpeechData)
+    counts = {name: min(getattr(data, name), 50) for name in ("clips", "spoken_digits", "flite_clips", "digit_strings")}
+    return {**config.data, **counts, "views": min(data.views, 1)}
 
 def run_file(path:Path, **options):
     "Train what a config file says."

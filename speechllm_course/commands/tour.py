@@ -11,10 +11,11 @@ from speechllm_course.audio import log_mel, player, show_log_mel
 from speechllm_course.cache import cache_encoder
 from speechllm_course.commands.report import figure, table, write_report, write_text
 from speechllm_course.corpus import DataError, cache_dir, data_dir, decode_rows, load_world
-from speechllm_course.encoder import transcribe
+from speechllm_course.encoder import encoder_features, transcribe
+from speechllm_course.optimise import Batches, TrainConfig
 from speechllm_course.processor import load_model, new_model, save_difference, speech_collate
 from speechllm_course.recordings import HELD_OUT_SPEAKER, load_barista, load_fsdd
-from speechllm_course.train import Batches, TrainConfig, train
+from speechllm_course.train import train
 
 @dataclass
 class Tour:
@@ -65,7 +66,7 @@ def encoder(t):
 def _alignment(t):
     "The first clip's spectrogram with each token at the frame where the encoder was surest of it."
     conformer, tokenizer = t.model.model.encoder.model, t.model.processor.tokenizer
-    features = log_mel(t.waveforms[0])
+    features = encoder_features(t.waveforms[0])
     posterior = conformer(features[None].to(t.device)).logits[0].softmax(-1).cpu()          # (T, vocabulary + 1)
     ax = show_log_mel(features)
     best = posterior.argmax(-1)

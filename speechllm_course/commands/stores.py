@@ -1,0 +1,95 @@
+"Training clips on disk: spoken once, in parallel, as energies; encoded once, where the encoder is frozen."
+import multiprocessing, os, random
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from speechllm_course.audio import log_mel_energy, normalise_log_mel
+from speechllm_course.augment import augment, roughen
+from speechllm_course.cache import ArrayStore, Joined, fingerprint
+from speechllm_course.corpus import DataError, cache_dir, decode_rows, flite_manner, load_world, speak_row, world_rows
+from speechllm_course.encoder import pad_features, with_edges
+from speechllm_course.recordings import digit_strings, find_root
+from speechllm_course.voices import can_flite, can_synthesise
+
+VERSION = 2       # raise it when the same request would make other clips: old stores are then left alone
+PART = 2000       # clips a store: one process speaks them from its start, so that they repeat
+
+@dataclass
+class SpeechData:
+    "What a stage that hears is trained on."
+    clips: int = 2000             # synthesised utterances (the committed ones where nothing can be synthesised)
+    spoken_digits: int = 0        # synthesised strings of digits besides
+    flite_clips: int = 0          # utterances and strings of digits in Flite's voices, where Flite is installed
+    digit_strings: int = 0        # strings of real digits, where the recordings are at hand
+    seed: int = 100               # of texts and voices
+    budget: int = 5000            # padded log-mel frames a batch
+    longest: int = 0              # leave out clips of more log-mel frames (0: keep all)
+    augment: bool = True          # new random augmentation for every batch
+    spare_short: bool = False     # encoder: augment clips under 0.8 s more gently
+    views: int = 0                # speechllm: cache the frozen encoder's output for so many fixed augmentations of every clip (0: no cache)
+    transcribe: float = 0.35      # share of exchanges that ask for the words
+    text_share: float = 0.0       # text-only exchanges added, as a share of the batch
+
+def _world(n, seed, task=None):
+    for row in world_rows("train", n, seed, task): yield row, speak_row(row)
+
+def _spoken_digits(n, seed): yield from _world(n, seed, "digit")
+
+def _flite(n, seed):
+    rng = random.Random(seed)
+    for row in world_rows("train", n - n // 4, f"flite-{seed}") + world_rows("train", n // 4, f"flite-{seed}", "digit"):
+        row = {k: row[k] for k in ("id", "text", "task", "answer", "slots")} | flite_manner(rng, "train")
+        yield row, speak_row(row)
+
+def _committed(n, seed):
+    for row, waveform in zip(*decode_rows(load_world("train"))[:2]): yield {k: v for k, v in row.items() if k != "audio"}, waveform
+
+KINDS = {"world": _world, "spoken-digits": _spoken_digits, "flite": _flite, "committed": _committed, "digit-strings": digit_strings}
+
+def _folder(kind, n, seed): return cache_dir() / "energies" / f"{kind}-{fingerprint(kind, n, seed, VERSION)}"
+
+def write_part(kind, n, seed):
+    "Speak, roughen and store the energies of one part; a part that is there already stays."
+    torch.set_num_threads(1)
+    folder, rng = _folder(kind, n, seed), random.Random(f"{kind}-{seed}")
+    if not (folder / "rows.json").exists(): ArrayStore.write(folder, ((row, log_mel_energy(roughen(waveform, rng))) for row, waveform in KINDS[kind](n, seed)))
+
+def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+def training_store(data:SpeechData) -> Joined:
+    "Energies of the training clips, each with one random recording condition; made once, then read from the cache."
+    wanted = {"world": data.clips, "spoken-digits": data.spoken_digits, "flite": data.flite_clips, "digit-strings": data.digit_strings}
+    if not can_synthesise(): wanted = {"committed": 1, "digit-strings": data.digit_strings}
+    if data.flite_clips and not can_flite(): del wanted["flite"]; print("without Flite's voices: not installed (on Debian or Ubuntu: apt install flite)")
+    try: data.digit_strings and find_root("fsdd")
+    except DataError as e: del wanted["digit-strings"]; print(f"without real digits: {e}")
+    parts = [(kind, min(PART, n - start), data.seed * 1000 + start // PART) for kind, n in wanted.items() for start in range(0, n, PART)]
+    missing = [part for part in parts if not (_folder(*part) / "rows.json").exists()]
+    if sum(n for _, n, _ in missing) <= 200:                      # too few to be worth a process
+        for part in missing: write_part(*part)
+    else:
+        print(f"speaking {sum(n for _, n, _ in missing):,} training clips, once")
+        with ProcessPoolExecutor(min(len(missing), _cores()), multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool: list(pool.map(write_part, *zip(*missing)))
+    return Joined([ArrayStore(_folder(*part)) for part in parts], data.longest)
+
+@torch.no_grad()
+def encoded_store(encoder, store:Joined, views:int, budget:int=16_000) -> Joined:
+    "The frozen encoder's last hidden states for fixed views of every clip: the first is plain, the others are augmented."
+    def encoded(view, clips):
+        order, batch = sorted(range(len(clips)), key=lambda i: clips.rows[i]["frames"]), []
+        for place, i in enumerate(order):
+            batch.append(i)
+            if place + 1 < len(order) and (len(batch) + 1) * clips.rows[order[place + 1]]["frames"] <= budget: continue
+            features = [augment(clips[j], torch.Generator().manual_seed(view * 1_000_003 + j), spare_short=True) if view else normalise_log_mel(with_edges(clips[j])) for j in batch]
+            padded = pad_features(features)
+            out = encoder(padded["input_features"].to(encoder.device), padded["attention_mask"].to(encoder.device))
+            for j, states, mask in zip(batch, out.hidden_states[-1], out.mask): yield clips.rows[j], states[mask][:, None].cpu()
+            batch = []
+    key, stores = fingerprint(encoder), []
+    for view in range(views):
+        folder = cache_dir() / "encoded" / fingerprint(key, view, [(r["id"], r["frames"]) for r in store.rows], VERSION)
+        if not (folder / "rows.json").exists(): print(f"encoding {len(store):,} clips once, view {view + 1} of {views}")
+        stores.append(ArrayStore(folder) if (folder / "rows.json").exists() else ArrayStore.write(folder, encoded(view, store)))
+    return Joined(stores)

@@ -1,0 +1,84 @@
+"Training stages: clips are made once and repeat, cached views give the same loss as running the encoder, contradictions are refused."
+import os, subprocess, sys, textwrap
+
+import pytest, torch
+
+from test_training import LAUNCH
+from speechllm_course.audio import normalise_log_mel
+from speechllm_course.commands.stages import Stage, run_stage
+from speechllm_course.commands.stores import SpeechData, encoded_store, training_store
+from speechllm_course.optimise import ConfigError
+from speechllm_course.encoder import pad_features, with_edges
+from speechllm_course.processor import new_model, speech_collate
+from speechllm_course.voices import can_synthesise
+
+@pytest.fixture(scope="module")
+def store(): return training_store(SpeechData(clips=6, seed=1))
+
+@pytest.fixture(scope="module")
+def model(): return new_model(connector=dict(name="mlp", stack=3))
+
+@torch.no_grad()
+def test_a_cached_view_gives_the_same_loss_as_the_encoder(store, model):
+    views = encoded_store(model.model.encoder.model, store, 1, budget=400)             # several batches, so that padding is at work
+    place = {(r["id"], r["text"]): i for i, r in enumerate(store.rows)}
+    for i, row in enumerate(views.rows):
+        states = model.model.encoder(normalise_log_mel(with_edges(store[place[row["id"], row["text"]]]))[None]).hidden_states[-1][0]
+        assert torch.allclose(views[i][:, 0], states, atol=5e-3)                        # stored in 16 bits
+    batch = speech_collate(views, model.processor, 1., cached=True)([0, 1], torch.Generator().manual_seed(0)); batch.pop("names")
+    cached = model(**batch).loss
+    clips = pad_features([normalise_log_mel(with_edges(store[place[views.rows[i]["id"], views.rows[i]["text"]]])) for i in (0, 1)])
+    del batch["hidden_states"]; batch.update(input_features=clips["input_features"], input_features_mask=clips["attention_mask"])
+    assert float(model(**batch).loss) == pytest.approx(float(cached), rel=1e-2)
+
+def test_views_differ_and_are_kept(store, model):
+    first = encoded_store(model.model.encoder.model, store, 2)
+    assert len(first) == 2 * len(store)
+    again = encoded_store(model.model.encoder.model, store, 2)
+    assert all(torch.equal(first[i], again[i]) for i in range(len(first)))
+    plain = {r["id"]: first[i] for i, r in enumerate(first.rows[:len(store)])}
+    augmented = {r["id"]: first[len(store) + i] for i, r in enumerate(first.rows[len(store):])}
+    assert any(plain[k].shape != augmented[k].shape or not torch.allclose(plain[k], augmented[k], atol=.1) for k in plain)
+
+@pytest.mark.parametrize("data, train, part", [
+    (dict(views=1, augment=True), dict(trainable=["connector"]), "fixed views"), (dict(views=1), {}, "frozen encoder"), (dict(views=1), dict(trainable=["encoder"]), "frozen encoder")])
+def test_contradictions_with_the_cache_are_refused(data, train, part):
+    with pytest.raises(ConfigError, match=part): run_stage(Stage(stage="speechllm", data=dict(clips=4, **data), train=dict(steps=1, **train)))
+
+def test_a_stage_trains_from_cached_views(tmp_path, capsys):
+    history = run_stage(Stage(stage="speechllm", out=str(tmp_path / "out"), data=dict(clips=6, seed=1, views=2, budget=2000), train=dict(steps=2, log_every=1, trainable=["connector"])), device="cpu", quiet=True)
+    assert len(history) == 2 and (tmp_path / "out" / "difference.safetensors").exists()
+
+def test_other_texts_are_another_run(tmp_path):
+    def stage(**data): return Stage(stage="lm", start="lm", out=str(tmp_path / "out"), data=dict(batch=4) | data, train=dict(steps=1))
+    run_stage(stage(), device="cpu", quiet=True)
+    for data, named in (dict(batch=8), "data.batch 4 → 8"), (dict(seed=1), "data.seed 0 → 1"), (dict(questions=.5), "data.questions 0.0 → 0.5"):
+        with pytest.raises(ConfigError, match=named): run_stage(stage(**data), resume=True, device="cpu", quiet=True)
+    assert run_stage(stage(), resume=True, device="cpu", quiet=True)[-1]["step"] == 1
+
+STAGE = textwrap.dedent("""
+    import os, sys, time
+    from pathlib import Path
+    from speechllm_course.commands import stages
+    make, rank, out = stages.lm_stage, os.environ["RANK"], Path(sys.argv[1])
+    def slow(config):
+        model, batches, save = make(config)
+        def noted(folder): time.sleep(1); save(folder); print(f"SAVED {rank}\\n", end="", flush=True)
+        return model, batches, noted
+    stages.STAGES["lm"] = slow
+    stages.run_stage(stages.Stage(stage="lm", start="lm", out=str(out), data=dict(batch=4), train=dict(steps=1)), device="cpu", quiet=True)
+    print(f"SEEN {rank} {(out / 'tokenizer.json').exists()}\\n", end="", flush=True)
+""")
+
+def test_only_the_main_process_saves_a_stage(tmp_path):
+    "Rank 0 takes a second; when `run_stage` returns on rank 1, the finished model is there."
+    (tmp_path / "stage.py").write_text(STAGE)
+    run = subprocess.run([sys.executable, *LAUNCH, "0", tmp_path / "stage.py", tmp_path / "out"], env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert "SAVED 0" in run.stdout and "SAVED 1" not in run.stdout and "SEEN 0 True" in run.stdout and "SEEN 1 True" in run.stdout
+
+@pytest.mark.skipif(not can_synthesise(), reason="eSpeak NG is not installed")
+def test_the_same_part_is_the_same_in_every_process(tmp_path):
+    code = "from speechllm_course.commands.stores import *; write_part('world', 8, 5); print(ArrayStore(__import__('speechllm_course.commands.stores', fromlist=['x'])._folder('world', 8, 5)).data.tobytes().hex()[:4000])"
+    out = [subprocess.run([sys.executable, "-c", code], env={**os.environ, "SPEECHLLM_CACHE": str(tmp_path / name)}, capture_output=True, text=True, check=True).stdout for name in "ab"]
+    assert out[0] == out[1] and len(out[0]) > 1000
