@@ -369,6 +369,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'speechllm_course.train._begin': ('train.html#_begin', 'speechllm_course/train.py'),
                                         'speechllm_course.train._due': ('train.html#_due', 'speechllm_course/train.py'),
                                         'speechllm_course.train._fill': ('train.html#_fill', 'speechllm_course/train.py'),
+                                        'speechllm_course.train._leave': ('train.html#_leave', 'speechllm_course/train.py'),
                                         'speechllm_course.train._row': ('train.html#_row', 'speechllm_course/train.py'),
                                         'speechllm_course.train._same_settings': ('train.html#_same_settings', 'speechllm_course/train.py'),
                                         'speechllm_course.train.add_gradients': ('train.html#add_gradients', 'speechllm_course/train.py'),

@@ -7,7 +7,7 @@ __all__ = ['save_checkpoint', 'load_checkpoint', 'run_settings', 'make_accelerat
            'add_gradients', 'train_step', 'check_run', 'tracking', 'train']
 
 # %% ../nbs/03b_train.ipynb #train-003
-import importlib, json, math, os, shutil, time
+import atexit, importlib, json, math, os, shutil, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -96,12 +96,18 @@ def run_settings(
     return {k: v for k, v in asdict(config).items() if k not in _FREE} | {"processes": processes} | getattr(batches, "settings", {})
 
 # %% ../nbs/03b_train.ipynb #train-049
+def _leave():
+    "Close the connections between processes in good order; Python's own end may abort one of them."
+    if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+
 def make_accelerator(
     device:str="auto", # auto, cpu or cuda
 ) -> Accelerator: # knows device, precision, processes
     "fp32 on a CPU, bf16 on a GPU, as many processes as `accelerate launch` started."
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    return Accelerator(cpu=not cuda, mixed_precision="bf16" if cuda else "no")
+    accelerator = Accelerator(cpu=not cuda, mixed_precision="bf16" if cuda else "no")
+    if accelerator.num_processes > 1: atexit.register(_leave)
+    return accelerator
 
 # %% ../nbs/03b_train.ipynb #train-052
 class NonFiniteLoss(RuntimeError):
