@@ -84,7 +84,7 @@ def speak(
     text:str, # English words
     voice:Voice=Voice(), # who says them
 ) -> torch.Tensor: # (samples,) float32 at 16 kHz, peak 0.5 to 0.9 depending on the voice
-    "Synthesise speech with eSpeak NG, some 100 times faster than real time. Raises `SynthesiserMissing` without it."
+    "Synthesise speech with eSpeak NG, far faster than real time. Raises `SynthesiserMissing` without it."
     library, rate, chunks, current, _ = _engine()
     chunks.clear()
     name = f"{ACCENTS[voice.accent]}+{voice.name}"
