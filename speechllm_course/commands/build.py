@@ -9,7 +9,7 @@ from speechllm_course.optimise import ConfigError
 from speechllm_course.voices import can_flite
 
 ARTIFACTS = ("corpus", "lm", "encoder", "tiny")
-RECIPES = {"lm": ["lm-1-world", "lm-2-sums", "lm-3-sums"], "encoder": ["encoder-1-clear", "encoder-2-rough", "encoder-3-digits"], "tiny": ["tiny-1-connector", "tiny-2-joint"]}
+RECIPES = {"lm": ["lm-1-world", "lm-2-sums", "lm-3-sums"], "encoder": ["encoder-1-clear", "encoder-2-rough", "encoder-3-digits"], "tiny": ["tiny-1-connector", "tiny-2-joint", "tiny-3-longer"]}
 
 def build_corpus(folder, quick):
     "The clips that travel with the package, one Parquet file a split."
