@@ -4,9 +4,12 @@
 
 # %% auto #0
 __all__ = ['place_spans', 'run_compact', 'SpeechLLMConfig', 'build_slot', 'SpeechLLMPreTrainedModel', 'SpeechLLMParts',
-           'SpeechLLMModel', 'SpeechLLMForCausalLM', 'copy_parts', 'listen', 'SpeechLLM']
+           'row_counts', 'clip_prompts', 'by_row', 'SpeechLLMModel', 'SpeechLLMForCausalLM', 'copy_parts', 'listen',
+           'SpeechLLM']
 
 # %% ../nbs/06b_model.ipynb #model-003
+import difflib, inspect
+
 import torch
 import torch.nn as nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
@@ -55,6 +58,7 @@ class SpeechLLMConfig(PreTrainedConfig):
     audio_token_id: int = 4
     post_process: dict | None = None                       # {"name": "final", …options}
     connector: dict | None = None                          # {"name": "mlp", "stack": 4, …options}
+    prompt_end: list | None = None                         # ids of the assistant marker: what stands before it is the prompt
 
     def __post_init__(self, **kwargs):
         for name in ("audio_config", "text_config"):
@@ -68,13 +72,16 @@ class SpeechLLMConfig(PreTrainedConfig):
 def build_slot(
     kind:str, # "post_process" or "connector"
     choice:dict, # {"name": …, options}
-    *sizes, # what the class wants first
+    **sizes, # width, layers, d_lm, vocabulary: the class gets those that it names
 ) -> nn.Module: # the slot's module
-    "Make what a config names. Raises `ValueError` for unknown names and options."
-    options = {k: v for k, v in choice.items() if k != "name"}
-    cls = find(kind, choice["name"])
-    try: return cls(*sizes, **options)
-    except TypeError as e: raise ValueError(f"{kind} {choice['name']}: {str(e).split(') ')[-1]}") from None
+    "Make what a config names. Raises `ValueError` for unknown names, unknown options and impossible values."
+    options, cls = {k: v for k, v in choice.items() if k != "name"}, find(kind, choice["name"])
+    named = inspect.signature(cls).parameters
+    known = [k for k in named if k not in sizes]
+    for key in options:
+        near = difflib.get_close_matches(key, known, 1)
+        if key not in known: raise ValueError(f"{kind} {choice['name']}: {key!r} is no option; {f'did you mean {near[0]}?' if near else 'it has ' + (', '.join(known) or 'none')}")
+    return cls(**{k: v for k, v in sizes.items() if k in named}, **options)
 
 # %% ../nbs/06b_model.ipynb #model-012
 class SpeechLLMPreTrainedModel(PreTrainedModel):
@@ -91,46 +98,86 @@ class SpeechLLMParts(SpeechLLMPreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         self.encoder = SpeechEncoder(config.audio_config)
-        self.post_process = build_slot("post_process", config.post_process, self.encoder.width, self.encoder.layers)
-        self.connector = build_slot("connector", config.connector, self.post_process.width, config.text_config.hidden_size)
+        sizes = dict(d_lm=config.text_config.hidden_size, vocabulary=config.text_config.vocab_size)
+        self.post_process = build_slot("post_process", config.post_process, width=self.encoder.width, layers=self.encoder.layers, **sizes)
+        self.connector = build_slot("connector", config.connector, width=self.post_process.width, **sizes)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
     def get_input_embeddings(self): return self.language_model.get_input_embeddings()
     def set_input_embeddings(self, value): self.language_model.set_input_embeddings(value)
 
-    def audio_span(self, input_features, input_features_mask=None, hidden_states=None, transcript_ids=None):
+    def audio_span(self, input_features, input_features_mask=None, hidden_states=None, transcript_ids=None, prompt=None):
         "The span of every clip, and how many placeholders each clip owns (clips,)."
         if hidden_states is None: out = self.encoder(input_features, input_features_mask); hidden_states, mask = out.hidden_states, out.mask
         else: mask = input_features_mask.bool()          # a cache gave the encoder's output: the mask is one of encoder frames
-        features, mask = self.post_process(hidden_states, mask)
-        span = self.connector(features, mask, transcript_ids=transcript_ids, embedding=self.get_input_embeddings().weight)
+        features, mask = self.post_process(hidden_states, mask, prompt=prompt)
+        span = self.connector(features, mask, transcript_ids=transcript_ids, prompt=prompt, embedding=self.get_input_embeddings().weight)
         options = {k: v for k, v in self.config.connector.items() if k != "name"}
         return span, self.connector.span_length(mask.sum(1), **options)
+
+# %% ../nbs/06b_model.ipynb #model-057
+def row_counts(clip_counts, rows, clips, places):
+    "Clips of each row (rows,): as given, else one each, else one for every row with a placeholder."
+    counts = clip_counts if clip_counts is not None else torch.ones(rows, dtype=torch.long, device=places.device) if rows == clips else places.any(1).long()
+    if int(counts.sum()) != clips: raise ValueError(f"clip_counts: {int(counts.sum())} clips for {rows} rows, but {clips} clips were given; say how many clips belong to each row")
+    return counts
+
+def clip_prompts(embeds, ids, mask, counts, marker):
+    "Of each clip's row: embeddings (clips, L, d), and a mask (clips, L) of the tokens before the last assistant marker."
+    hits = (ids.unfold(1, len(marker), 1) == torch.tensor(marker, device=ids.device)).all(-1) if ids.shape[1] >= len(marker) else ids[:, :0].bool()
+    before = nn.functional.pad(hits.flip(1).cumsum(1).flip(1) > 0, (0, ids.shape[1] - hits.shape[1]))      # (B, L)
+    before = mask & (before | ~hits.any(1, keepdim=True))
+    return embeds.repeat_interleave(counts, 0), before.repeat_interleave(counts, 0)
+
+def by_row(x, counts):
+    "What clips (clips, M, …) bring to their rows: (rows, most clips · M, …), zero where there is none."
+    if bool((counts == 1).all()): return x
+    row = torch.arange(len(counts), device=x.device).repeat_interleave(counts)
+    place = torch.arange(len(x), device=x.device) - (counts.cumsum(0) - counts)[row]
+    out = x.new_zeros(len(counts), max(1, int(counts.max())), *x.shape[1:])
+    out[row, place] = x
+    return out.flatten(1, 2)
 
 # %% ../nbs/06b_model.ipynb #model-047
 class SpeechLLMModel(SpeechLLMParts):
     "The parts at work: hidden states as long as `input_ids`."
-    def embed(self, input_ids, attention_mask=None, input_features=None, input_features_mask=None, hidden_states=None, transcript_ids=None):
-        "Token embeddings with the audio spans in their places: embeds (B, L, d), mask (B, L), the connector's own loss."
+    def embed(self, input_ids, attention_mask=None, input_features=None, input_features_mask=None, hidden_states=None, transcript_ids=None, clip_counts=None):
+        "Token embeddings with the audio spans in their places: embeds (B, L, d), mask (B, L), the `AudioSpan` of all clips or None."
         embeds, places = self.get_input_embeddings()(input_ids), input_ids == self.config.audio_token_id
         mask = torch.ones_like(places) if attention_mask is None else attention_mask.bool()
         if input_features is None and hidden_states is None:
             if places.any(): raise ValueError("an audio placeholder but no clip; give one clip for every <audio>")
             return embeds, mask, None
-        span, lengths = self.audio_span(input_features, input_features_mask, hidden_states, transcript_ids)
+        counts = row_counts(clip_counts, len(input_ids), len(input_features if hidden_states is None else hidden_states[0]), places)
+        prompt = clip_prompts(embeds, input_ids, mask & ~places, counts, self.config.prompt_end) if self.config.prompt_end else None
+        span, lengths = self.audio_span(input_features, input_features_mask, hidden_states, transcript_ids, prompt)
         embeds, real = place_spans(embeds, places, span, lengths)
-        return embeds, mask & real, span.loss
+        if span.memory is not None:                              # cross-attention: the clips of a row are looked at from all of its positions
+            span.memory, span.memory_mask = by_row(span.memory, counts), by_row(span.memory_mask, counts)
+            embeds = self.connector.attend(embeds, mask.long().cumsum(1) - 1, span.memory, span.memory_mask)
+        return embeds, mask & real, span
 
-    def forward(self, input_ids=None, attention_mask=None, input_features=None, input_features_mask=None, hidden_states=None, transcript_ids=None,
-                position_ids=None, past_key_values=None, inputs_embeds=None, use_cache=None, **kwargs):
+    def next_tokens(self, input_ids, inputs_embeds, attention_mask, past_key_values, memory, memory_mask, **kwargs):
+        "While generating: embeds of the prompt, compact already, or new tokens behind a cache."
+        if inputs_embeds is None:
+            inputs_embeds, end = self.get_input_embeddings()(input_ids), past_key_values.get_seq_length() + input_ids.shape[1]
+            if memory is not None:
+                mask = input_ids.new_ones(len(input_ids), end) if attention_mask is None else attention_mask       # transformers leaves out a mask of ones
+                inputs_embeds = self.connector.attend(inputs_embeds, (mask.cumsum(1) - 1)[:, -input_ids.shape[1]:], memory, memory_mask)
+        return self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs)
+
+    def forward(self, input_ids=None, attention_mask=None, input_features=None, input_features_mask=None, hidden_states=None, transcript_ids=None, clip_counts=None,
+                position_ids=None, past_key_values=None, inputs_embeds=None, use_cache=None, memory=None, memory_mask=None, with_connector_loss=False, **kwargs):
         "Hidden states (B, L, D); positions that were dropped are zero."
-        if input_ids is None or past_key_values is not None:     # generation: embeds are compact already, or one new token comes
-            return self.language_model(input_ids=input_ids if inputs_embeds is None else None, inputs_embeds=inputs_embeds, attention_mask=attention_mask,
-                                       position_ids=position_ids, past_key_values=past_key_values, use_cache=use_cache, **kwargs)
-        embeds, mask, loss = self.embed(input_ids, attention_mask, input_features, input_features_mask, hidden_states, transcript_ids)
+        if input_ids is None or past_key_values is not None:
+            return self.next_tokens(input_ids, inputs_embeds, attention_mask, past_key_values, memory, memory_mask, position_ids=position_ids, use_cache=use_cache, **kwargs)
+        embeds, mask, span = self.embed(input_ids, attention_mask, input_features, input_features_mask, hidden_states, transcript_ids, clip_counts)
         result = BaseModelOutputWithPast(last_hidden_state=run_compact(self.language_model, embeds, mask, **kwargs))
-        if loss is not None: result["connector_loss"] = loss
+        if span is not None and span.loss is not None:
+            if not with_connector_loss and torch.is_grad_enabled():
+                raise ValueError(f"connector {self.config.connector['name']} has a loss of its own, which a trainer that calls the backbone without its head would drop; call the whole model, or choose another connector")
+            result["connector_loss"] = span.loss
         return result
 
 # %% ../nbs/06b_model.ipynb #model-014
@@ -144,20 +191,22 @@ class SpeechLLMForCausalLM(SpeechLLMPreTrainedModel, GenerationMixin):
         self.config.tie_word_embeddings = config.text_config.tie_word_embeddings
         self.post_init()
 
-    def forward(self, input_ids=None, attention_mask=None, labels=None, num_items_in_batch=None, logits_to_keep=0, **kwargs):
+    def forward(self, input_ids=None, attention_mask=None, labels=None, num_items_in_batch=None, logits_to_keep=0, memory=None, memory_mask=None, **kwargs):
         "With `labels`: the loss, computed on labelled positions only. Without: logits of the last `logits_to_keep` positions (0 = all)."
-        out = self.model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        out = self.model(input_ids=input_ids, attention_mask=attention_mask, memory=memory, memory_mask=memory_mask, with_connector_loss=True, **kwargs)
         if labels is None:
             kept = out.last_hidden_state[:, -logits_to_keep:] if logits_to_keep else out.last_hidden_state
             return CausalLMOutputWithPast(logits=self.lm_head(kept), past_key_values=out.past_key_values)
         loss = label_loss(self, out.last_hidden_state, labels, num_items_in_batch)
-        return CausalLMOutputWithPast(loss=loss + out.get("connector_loss", 0.))
+        share = 1. if num_items_in_batch is None else (labels[:, 1:] != -100).sum() / num_items_in_batch     # of this batch in its step
+        return CausalLMOutputWithPast(loss=loss + share * out.get("connector_loss", 0.))
 
     @torch.no_grad()
-    def generate(self, input_ids, attention_mask=None, input_features=None, input_features_mask=None, hidden_states=None, **kwargs):
+    def generate(self, input_ids, attention_mask=None, input_features=None, input_features_mask=None, hidden_states=None, clip_counts=None, **kwargs):
         "Generate from prompts with audio. Returns (B, L + new): `input_ids` with the new tokens behind."
-        embeds, mask, _ = self.model.embed(input_ids, attention_mask, input_features, input_features_mask, hidden_states)
+        embeds, mask, span = self.model.embed(input_ids, attention_mask, input_features, input_features_mask, hidden_states, clip_counts=clip_counts)
         embeds, mask, _, _ = compact(embeds, mask, left=True)
+        if span is not None and span.memory is not None: kwargs.update(memory=span.memory, memory_mask=span.memory_mask)
         new = super().generate(inputs_embeds=embeds, attention_mask=mask.long(), **kwargs)
         return torch.cat([input_ids, new], 1)
 
@@ -167,13 +216,14 @@ def copy_parts(
     encoder, # a `SpeechEncoder`, or a model that one can hold
     lm, # a causal LM of transformers
 ):
-    "Copy the weights of a trained encoder and a trained language model, and make the span as loud as the embedding table."
+    "Copy the weights of a trained encoder and a trained language model; make the span as loud as the embedding table, and hand on a CTC head."
     model.model.encoder.load_state_dict(SpeechEncoder.wrap(encoder).state_dict())
     model.model.language_model.load_state_dict(lm.base_model.state_dict())
     model.lm_head.load_state_dict(lm.get_output_embeddings().state_dict())
     model.tie_weights()
-    norm = getattr(model.model.connector, "norm", None)
-    if hasattr(norm, "match"): norm.match(model.get_input_embeddings().weight)
+    connector, speech = model.model.connector, SpeechEncoder.wrap(encoder).model
+    if hasattr(getattr(connector, "norm", None), "match"): connector.norm.match(model.get_input_embeddings().weight)
+    if hasattr(connector, "take_head") and hasattr(speech, "ctc_head"): connector.take_head(speech.ctc_head)
 
 # %% ../nbs/06b_model.ipynb #model-053
 def listen(
@@ -202,7 +252,8 @@ class SpeechLLM(SpeechLLMForCausalLM):
         post_process:dict|None=None, # {"name": …, options}
         connector:dict|None=None): # {"name": …, options}
         "Join a trained encoder and a trained language model with fresh slots between them."
-        model = cls(SpeechLLMConfig(audio_config=encoder.config.to_dict(), text_config=lm.config.to_dict(), audio_token_id=audio_token_id, post_process=post_process, connector=connector))
+        model = cls(SpeechLLMConfig(audio_config=encoder.config.to_dict(), text_config=lm.config.to_dict(), audio_token_id=audio_token_id,
+                                    post_process=post_process, connector=connector, prompt_end=getattr(processor, "prompt_end", None)))
         copy_parts(model, encoder, lm)
         model.processor = processor
         return model.eval()

@@ -14,12 +14,23 @@ from speechllm_course.processor import load_model, new_model, save_difference
 
 pytestmark = pytest.mark.filterwarnings("ignore::speechllm_course.lm.CutReply")   # replies of random models are short on purpose
 
-CONNECTORS = [{"name": "linear", "stack": 2}, {"name": "mlp", "stack": 3, "hidden": 64}]
+FINAL, MLP = {"name": "final"}, {"name": "mlp", "stack": 3, "hidden": 64}
+POST_PROCESSES = [{"name": "layer", "k": 3}, {"name": "weighted"}, {"name": "weighted", "norm": True, "only": [0, 2, -1]}, {"name": "concat"}, {"name": "layer_attention"}, {"name": "attention"}, {"name": "attention", "prompt": False}]
+CONNECTORS = [{"name": "linear", "stack": 2}, MLP, {"name": "conv", "stack": 3, "kernel": 5, "hidden": 64}, {"name": "qformer", "window": 7, "queries": 2}, {"name": "cross_attention"},
+              {"name": "hard"}, {"name": "soft", "temperature": 2.}, {"name": "soft", "drop_blank": 1.}, {"name": "compress"}, {"name": "compress", "weights": "probability"}, {"name": "cif"}]
+CHOICES = [(p, MLP) for p in POST_PROCESSES] + [(FINAL, c) for c in CONNECTORS]
 
-@pytest.fixture(scope="module", params=CONNECTORS, ids=lambda c: c["name"])
+def shake(model):
+    "Fresh slots may start as no-ops (a shut gate, weights of zero): move them, so that a test sees what they do."
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if ("post_process" in name or "connector" in name) and bool((p == 0).all()): p.normal_(0, .5)
+    return model
+
+@pytest.fixture(scope="module", params=CHOICES, ids=lambda c: "-".join(str(v) for v in (*c[0].values(), *c[1].values())).replace(" ", ""))
 def model(request):
     torch.manual_seed(0)
-    return new_model(connector=request.param)
+    return shake(new_model(post_process=dict(request.param[0]), connector=dict(request.param[1])))
 
 @pytest.fixture(scope="module")
 def clips():
@@ -34,11 +45,15 @@ def test_batch_equals_single(model, clips):
 def by_hand(model, clip, prompt):
     "One row, the naive way: what stands before the placeholders, the span, what stands behind them."
     batch, words = model.processor.batch([clip], [prompt]), model.get_input_embeddings()
-    row, audio = batch["input_ids"][0], model.config.audio_token_id
-    first, n = row.tolist().index(audio), int((row == audio).sum())
+    row, audio, table = batch["input_ids"][0], model.config.audio_token_id, words.weight
+    asked = row[:row.tolist().index(model.config.prompt_end[0]) + 1]                       # up to the assistant marker
+    asked = words(asked[asked != audio])[None]
     heard = model.model.encoder(batch["input_features"])
-    span = model.model.connector(*model.model.post_process(heard.hidden_states, heard.mask)).embeds[0]
-    embeds = torch.cat([words(row[:first]), span, words(row[first + n:])])
+    span = model.model.connector(*model.model.post_process(heard.hidden_states, heard.mask, prompt=(asked, torch.ones(asked.shape[:2], dtype=torch.bool))), embedding=table)
+    if span.memory is not None: embeds = model.model.connector.attend(words(row)[None], torch.arange(len(row))[None], span.memory, span.memory_mask)[0]
+    else:
+        first, n = row.tolist().index(audio), int((row == audio).sum())
+        embeds = torch.cat([words(row[:first]), span.embeds[0][span.mask[0]], words(row[first + n:])])
     return model.lm_head(model.model.language_model(inputs_embeds=embeds[None]).last_hidden_state[0, -1])
 
 @torch.no_grad()

@@ -79,10 +79,11 @@ def speechllm_stage(config):
     model = load_model(config.start) if config.start else new_model(config.encoder, config.lm, **_options(config.model, ("post_process", "connector")))
     if model.model.encoder.kind != "speechllm_conformer": raise ConfigError("encoder: this stage trains on log-mel energies, which only our conformer hears; use processor.batch with another encoder")
     if data.views: _check_views(config, model)
+    if data.manner and data.views != 1: raise ConfigError("data.manner: augmentation changes pace and pitch, and so falsifies the answer; set data.views: 1 (the plain clips), or data.manner: 0")
     store = training_store(data)
-    if data.views: store = encoded_store(model.model.encoder.model, store, data.views)
+    if data.views: store = encoded_store(model.model.encoder.model, store, data.views, model.model.post_process.wanted)
     lengths = [r["frames"] * (4 if data.views else 1) for r in store.rows]             # the budget counts log-mel frames
-    batches = Batches(lengths, speech_collate(store, model.processor, data.transcribe, data.text_share, cached=bool(data.views)), data.budget, data.seed)
+    batches = Batches(lengths, speech_collate(store, model.processor, data.transcribe, data.text_share, bool(data.views), data.manner), data.budget, data.seed)
     return model, batches, lambda folder: save_difference(model, folder, config.encoder, config.lm)
 
 def _check_views(config, model):
@@ -91,7 +92,6 @@ def _check_views(config, model):
     patterns = config.train.get("trainable", TrainConfig().trainable)
     moving = next((n for n, _ in model.named_parameters() if n.startswith("model.encoder.") and any(re.search(p, n) for p in patterns)), None)
     if moving: raise ConfigError(f"data.views: the cache needs a frozen encoder, but train.trainable lets {moving} move; name other parameters, or set data.views: 0")
-    if model.config.post_process["name"] != "final": raise ConfigError(f"data.views: the cache keeps the last layer only, and {model.config.post_process['name']} wants others; set data.views: 0")
 
 STAGES = dict(lm=lm_stage, encoder=encoder_stage, speechllm=speechllm_stage)
 

@@ -31,6 +31,7 @@ class SpeechData:
     views: int = 0                # speechllm: cache the frozen encoder's output for so many fixed augmentations of every clip (0: no cache)
     transcribe: float = 0.35      # share of exchanges that ask for the words
     text_share: float = 0.0       # text-only exchanges added, as a share of the batch
+    manner: float = 0.0           # share of exchanges that ask how it was said (needs views: 1, since augmentation would falsify the answer)
 
 def _world(n, seed, task=None):
     for row in world_rows("train", n, seed, task): yield row, speak_row(row)
@@ -75,8 +76,8 @@ def training_store(data:SpeechData) -> Joined:
     return Joined([ArrayStore(_folder(*part)) for part in parts], data.longest)
 
 @torch.no_grad()
-def encoded_store(encoder, store:Joined, views:int, budget:int=16_000) -> Joined:
-    "The frozen encoder's last hidden states for fixed views of every clip: the first is plain, the others are augmented."
+def encoded_store(encoder, store:Joined, views:int, layers=(-1,), budget:int=16_000) -> Joined:
+    "The frozen encoder's hidden states (T, layers, D) for fixed views of every clip: the first is plain, the others are augmented."
     def encoded(view, clips):
         order, batch = sorted(range(len(clips)), key=lambda i: clips.rows[i]["frames"]), []
         for place, i in enumerate(order):
@@ -85,11 +86,11 @@ def encoded_store(encoder, store:Joined, views:int, budget:int=16_000) -> Joined
             features = [augment(clips[j], torch.Generator().manual_seed(view * 1_000_003 + j), spare_short=True) if view else normalise_log_mel(with_edges(clips[j])) for j in batch]
             padded = pad_features(features)
             out = encoder(padded["input_features"].to(encoder.device), padded["attention_mask"].to(encoder.device))
-            for j, states, mask in zip(batch, out.hidden_states[-1], out.mask): yield clips.rows[j], states[mask][:, None].cpu()
+            for j, states, mask in zip(batch, torch.stack([out.hidden_states[k] for k in layers], 2), out.mask): yield clips.rows[j], states[mask].cpu()
             batch = []
     key, stores = fingerprint(encoder), []
     for view in range(views):
-        folder = cache_dir() / "encoded" / fingerprint(key, view, [(r["id"], r["frames"]) for r in store.rows], VERSION)
+        folder = cache_dir() / "encoded" / fingerprint(key, view, [(r["id"], r["frames"]) for r in store.rows], list(layers), VERSION)
         if not (folder / "rows.json").exists(): print(f"encoding {len(store):,} clips once, view {view + 1} of {views}")
         stores.append(ArrayStore(folder) if (folder / "rows.json").exists() else ArrayStore.write(folder, encoded(view, store)))
     return Joined(stores)
