@@ -129,6 +129,15 @@ def speed(out: Annotated[Optional[Path], typer.Option(help="write the JSON here 
     from speed import run
     run(out)
 
+@bench_app.command()
+def fusion(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few steps: every row runs, no figure is evidence")] = False,
+           out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped (default: runs/fusion.json)")] = None,
+           row: Annotated[Optional[list[str]], typer.Option(help="only this row; may be given several times")] = None):
+    """Every post-process and every connector on equal terms. Example: speechllm bench fusion --quick"""
+    from speechllm_course.commands.fusion_study import ROWS, run
+    for name in row or []: choose("--row", name, ROWS)
+    run(out, quick, row)
+
 @data_app.command("list")
 def data_list():
     """Which corpora are here, and how to get the others. Example: speechllm data list"""

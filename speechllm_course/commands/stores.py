@@ -11,7 +11,7 @@ from speechllm_course.cache import ArrayStore, Joined, fingerprint
 from speechllm_course.corpus import DataError, cache_dir, decode_rows, flite_manner, load_world, speak_row, world_rows
 from speechllm_course.encoder import pad_features, with_edges
 from speechllm_course.recordings import digit_strings, find_root
-from speechllm_course.voices import can_flite, can_synthesise
+from speechllm_course.voices import can_flite, can_synthesise, median_pitch, pitch_class
 
 VERSION = 2       # raise it when the same request would make other clips: old stores are then left alone
 PART = 2000       # clips a store: one process speaks them from its start, so that they repeat
@@ -36,6 +36,9 @@ class SpeechData:
 def _world(n, seed, task=None):
     for row in world_rows("train", n, seed, task): yield row, speak_row(row)
 
+def _manner(n, seed):
+    for row, waveform in _world(n, seed): yield row | dict(pitch=pitch_class(median_pitch(waveform))), waveform
+
 def _spoken_digits(n, seed): yield from _world(n, seed, "digit")
 
 def _flite(n, seed):
@@ -47,7 +50,8 @@ def _flite(n, seed):
 def _committed(n, seed):
     for row, waveform in zip(*decode_rows(load_world("train"))[:2]): yield {k: v for k, v in row.items() if k != "audio"}, waveform
 
-KINDS = {"world": _world, "spoken-digits": _spoken_digits, "flite": _flite, "committed": _committed, "digit-strings": digit_strings}
+KINDS = {"world": _world, "manner": _manner, "spoken-digits": _spoken_digits, "flite": _flite, "committed": _committed, "committed-manner": _committed, "digit-strings": digit_strings}
+STEADY = ("manner", "committed-manner")           # their speed stays as it is: labels say how somebody spoke
 
 def _folder(kind, n, seed): return cache_dir() / "energies" / f"{kind}-{fingerprint(kind, n, seed, VERSION)}"
 
@@ -55,14 +59,14 @@ def write_part(kind, n, seed):
     "Speak, roughen and store the energies of one part; a part that is there already stays."
     torch.set_num_threads(1)
     folder, rng = _folder(kind, n, seed), random.Random(f"{kind}-{seed}")
-    if not (folder / "rows.json").exists(): ArrayStore.write(folder, ((row, log_mel_energy(roughen(waveform, rng))) for row, waveform in KINDS[kind](n, seed)))
+    if not (folder / "rows.json").exists(): ArrayStore.write(folder, ((row, log_mel_energy(roughen(waveform, rng, speed=kind not in STEADY))) for row, waveform in KINDS[kind](n, seed)))
 
 def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 def training_store(data:SpeechData) -> Joined:
     "Energies of the training clips, each with one random recording condition; made once, then read from the cache."
-    wanted = {"world": data.clips, "spoken-digits": data.spoken_digits, "flite": data.flite_clips, "digit-strings": data.digit_strings}
-    if not can_synthesise(): wanted = {"committed": 1, "digit-strings": data.digit_strings}
+    wanted = {"manner" if data.manner else "world": data.clips, "spoken-digits": data.spoken_digits, "flite": data.flite_clips, "digit-strings": data.digit_strings}
+    if not can_synthesise(): wanted = {"committed-manner" if data.manner else "committed": 1, "digit-strings": data.digit_strings}
     if data.flite_clips and not can_flite(): del wanted["flite"]; print("without Flite's voices: not installed (on Debian or Ubuntu: apt install flite)")
     try: data.digit_strings and find_root("fsdd")
     except DataError as e: del wanted["digit-strings"]; print(f"without real digits: {e}")

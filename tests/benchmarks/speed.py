@@ -1,10 +1,11 @@
 "Speed as ratios to what a user would pick instead, measured in one process, candidates in turn, medians of CPU time."
-import json, platform, statistics, time
+import json, statistics, time
 from pathlib import Path
 
 import numpy as np, torch
 
 from speechllm_course.audio import log_mel
+from speechllm_course.commands.hardware import cpu_name
 from speechllm_course.commands.report import write_text
 from speechllm_course.encoder import Conformer, ConformerConfig, pad_features
 from speechllm_course.encoders import LogMelExtractor, SpeechEncoder
@@ -123,12 +124,6 @@ def generation():
     def single():
         for c in clips: model.generate(**processor.batch([c], ["answer"]), **options())
     return rows("generation, 32 clips", contest({"ours, one batch": batched, "ours, one by one": single}, 3), "ours, one batch")
-
-def cpu_name():
-    "The processor's name, as far as the system tells."
-    info = Path("/proc/cpuinfo")
-    named = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return named[0] if named else platform.processor() or platform.machine()
 
 def run(out=None):
     "All contests; a table, and JSON where asked."

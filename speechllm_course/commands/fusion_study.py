@@ -1,0 +1,269 @@
+"bench fusion: every post-process before one connector, every connector behind one post-process, on equal terms."
+import functools, json, time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np, torch
+from peft import LoraConfig, inject_adapter_in_model
+
+from speechllm_course.cache import fingerprint
+from speechllm_course.commands.report import write_text
+from speechllm_course.commands.stores import SpeechData, encoded_store, training_store
+from speechllm_course.corpus import data_dir, decode_rows, load_world
+from speechllm_course.encoder import encoder_features, pad_features
+from speechllm_course.evaluate import bootstrap, exact, word_errors
+from speechllm_course.lm import pad_rows
+from speechllm_course.optimise import Batches, ConfigError, TrainConfig
+from speechllm_course.probe import chance, pool_time, probe, slot_outputs, targets
+from speechllm_course.processor import new_model, speech_collate
+from speechllm_course.train import train
+from speechllm_course.voices import can_synthesise
+from speechllm_course.world import PROMPTS
+
+MLP = dict(name="mlp", stack=3)
+ROWS = {  # row → post-process, connector; sizes chosen so that the slots together have 0.37 million parameters, at 8.3 positions a second, where the method allows
+    "final": (dict(name="final"), dict(MLP, hidden=512)), "layer 2": (dict(name="layer", k=2), dict(MLP, hidden=512)), "layer 4": (dict(name="layer", k=4), dict(MLP, hidden=512)),
+    "weighted": (dict(name="weighted"), dict(MLP, hidden=512)), "weighted, norm": (dict(name="weighted", norm=True), dict(MLP, hidden=512)), "concat": (dict(name="concat"), dict(MLP, hidden=210)),
+    "attention": (dict(name="attention", prompt=False), dict(MLP, hidden=496)), "attention, prompt": (dict(name="attention"), dict(MLP, hidden=480)), "layer_attention": (dict(name="layer_attention"), dict(MLP, hidden=512)),
+    "linear": (dict(name="final"), dict(name="linear", stack=3)), "conv": (dict(name="final"), dict(name="conv", stack=3, kernel=5, hidden=560)),
+    "qformer": (dict(name="final"), dict(name="qformer", window=12, queries=4, feedforward=96)), "cross_attention": (dict(name="final"), dict(name="cross_attention", hidden=490)), "cross_attention, LM frozen": (dict(name="final"), dict(name="cross_attention", hidden=490)),
+    "hard": (dict(name="final"), dict(name="hard")), "soft": (dict(name="final"), dict(name="soft")), "compress": (dict(name="final"), dict(name="compress", hidden=840)), "cif": (dict(name="final"), dict(name="cif", hidden=1000)),
+}
+
+@dataclass
+class Plan:
+    "The equal terms."
+    clips: int = 8000             # synthesised for training, with manner labels, each with one random recording condition
+    steps: int = 400              # of training, for every row
+    budget: int = 3000            # padded log-mel frames a batch: about fifteen clips
+    pilot: int = 80               # steps for each learning rate; the one with the lower validation loss is taken
+    rates: tuple = (1e-3, 3e-3)   # the same choice for every row
+    seeds: tuple = (0, 1, 2)      # of fresh weights and of the order of clips
+    tests: int = 1000             # clips for each of transcripts, questions and manner
+    transcribe: float = .5        # share of exchanges that ask for the words
+    manner: float = .2            # share of exchanges that ask how it was said
+
+QUICK = Plan(clips=60, steps=3, budget=3000, pilot=1, rates=(1e-3,), seeds=(0,), tests=40)
+
+class OfLayers:
+    "Hidden states of all layers, seen through the layers that one row wants."
+    def __init__(self, states, rows, layers): self.states, self.rows, self.layers = states, rows, list(layers)
+    def __len__(self): return len(self.rows)
+    def __getitem__(self, i): return self.states[i][:, self.layers].float()
+
+def make_model(post_process, connector, lora, seed):
+    "The shipped encoder and language model, fresh slots, and LoRA of rank 8 on the language model's attention."
+    torch.manual_seed(seed)
+    model = new_model(post_process=dict(post_process), connector=dict(connector))
+    if lora: inject_adapter_in_model(LoraConfig(r=8, lora_alpha=16, target_modules=r".*language_model.*\.(q|k|v|o)_proj"), model)
+    return model
+
+@torch.no_grad()
+def encode_all(encoder, waveforms):
+    "Hidden states of every layer, clip by clip: tensors (T, layers, D), 16-bit."
+    order, states = sorted(range(len(waveforms)), key=lambda i: len(waveforms[i])), [None] * len(waveforms)
+    for start in range(0, len(order), 32):
+        rows = order[start:start + 32]
+        padded = pad_features([encoder_features(waveforms[i]) for i in rows])
+        out = encoder(padded["input_features"], padded["attention_mask"])
+        for i, s, m in zip(rows, torch.stack(out.hidden_states, 2), out.mask): states[i] = s[m].half()
+    return states
+
+def test_set(encoder, task, n, committed):
+    "Rows, waveforms and hidden states of unseen voices."
+    dataset = load_world("test_voices", full=not committed, task=task)
+    if committed and task: dataset = dataset.filter(lambda r: r["task"] == task)
+    rows, waveforms, _ = decode_rows(dataset.select(range(min(n, len(dataset)))))
+    return rows, waveforms, encode_all(encoder, waveforms)
+
+def inputs(model, states, prompts):
+    "A batch for `generate` from cached hidden states."
+    layers, processor = list(model.model.post_process.wanted), model.processor
+    padded = pad_features([s[:, layers].float() for s in states])
+    rows = pad_rows(processor.rows([processor.span_length(len(s)) for s in states], prompts), processor.tokenizer.pad_token_id, left=True)
+    return dict(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], hidden_states=tuple(padded["input_features"].unbind(2)), input_features_mask=padded["attention_mask"])
+
+@torch.no_grad()
+def replies(model, states, prompts, size=50):
+    "Greedy replies, in batches of similar length."
+    tokenizer, order, texts = model.processor.tokenizer, sorted(range(len(states)), key=lambda i: len(states[i])), [None] * len(states)
+    for start in range(0, len(order), size):
+        chosen = order[start:start + size]
+        batch = inputs(model, [states[i] for i in chosen], [prompts[i] for i in chosen])
+        ids = model.generate(**batch, max_new_tokens=48, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        for i, text in zip(chosen, tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1]:], skip_special_tokens=True)): texts[i] = text.strip()
+    return texts
+
+@torch.no_grad()
+def behind_slots(model, states):
+    "Pooled vectors behind each slot, and span positions a clip."
+    layers, parts, positions = list(model.model.post_process.wanted), [], 0
+    for start in range(0, len(states), 50):
+        padded = pad_features([s[:, layers].float() for s in states[start:start + 50]])
+        hidden, mask = tuple(padded["input_features"].unbind(2)), padded["attention_mask"]
+        parts.append(slot_outputs(model, hidden, mask))
+        batch = inputs(model, states[start:start + 50], ["transcribe"] * len(mask))
+        embeds, real, span = model.model.embed(**batch)
+        positions += int(span.mask.sum())
+    return {place: np.concatenate([p[place] for p in parts]) for place in parts[0]}, positions
+
+def figures(model, plan, tests, seed):
+    "Everything that is measured of one trained model."
+    (rows, waveforms, states), (asked, _, asked_states) = tests
+    aspects = [("pace", "pitch", "accent")[i % 3] for i in range(len(rows))]
+    heard = replies(model, states, [PROMPTS["asr"][0]] * len(rows))
+    errors, words = zip(*[word_errors(r["text"], h) for r, h in zip(rows, heard)])
+    right = exact([r["answer"] for r in asked], replies(model, asked_states, [PROMPTS["answer"][0]] * len(asked)))
+    how = exact([r[a] for r, a in zip(rows, aspects)], replies(model, states, [PROMPTS[a][0] for a in aspects]))
+    pooled, positions = behind_slots(model, states)
+    wanted, audio = targets(rows), sum(len(w) for w in waveforms) / 16_000
+    began = time.perf_counter()
+    for w in waveforms[:20]: model.answer(w, "answer", 48)
+    latency = (time.perf_counter() - began) / min(20, len(waveforms))
+    return dict(wer=sum(errors) / sum(words), wer_ci=bootstrap(errors, words), qa=float(np.mean(right)), qa_ci=bootstrap(right), manner=float(np.mean(how)), manner_ci=bootstrap(how),
+                manner_of={a: float(np.mean([h for h, b in zip(how, aspects) if a == b])) for a in ("pace", "pitch", "accent")}, tokens_per_second=positions / audio, latency=latency,
+                probes={place: probe(x, wanted, seed) for place, x in pooled.items()}, n=len(rows), n_qa=len(asked))
+
+def training(model, store, plan, rate, steps, seed):
+    "One run of the one loop on cached hidden states."
+    view = OfLayers(store, store.rows, model.model.post_process.wanted)
+    batches = Batches([4 * r["frames"] for r in store.rows], speech_collate(view, model.processor, plan.transcribe, cached=True, manner=plan.manner), plan.budget, seed)
+    config = TrainConfig(steps=steps, learning_rate=rate, warmup=min(20, steps // 2), final=.05, log_every=max(1, steps // 10), seed=seed, device="cpu", trainable=["connector", "post_process", "lora_"])
+    return train(model, batches, config, quiet=True)
+
+@torch.no_grad()
+def validation_loss(model, states, rows, plan):
+    "The task's loss on clips that nothing was trained on."
+    collate = speech_collate(OfLayers(states, rows, model.model.post_process.wanted), model.processor, plan.transcribe, cached=True, manner=plan.manner)
+    batch = collate(list(range(len(rows))), torch.Generator().manual_seed(0))
+    batch.pop("names"); batch.pop("transcript_ids")
+    return float(model(**batch).loss)
+
+def one_run(name, seed, plan, store, valid, tests, rate=None):
+    "Train and measure one row with one seed."
+    post_process, connector = ROWS[name]
+    lora = not name.endswith("LM frozen")
+    if rate is None:
+        losses = {}
+        for r in plan.rates:
+            pilot = make_model(post_process, connector, lora, seed)
+            training(pilot, store, plan, r, plan.pilot, seed)
+            losses[r] = validation_loss(pilot, *valid, plan)
+        rate = min(losses, key=losses.get)
+    model = make_model(post_process, connector, lora, seed)
+    began = time.perf_counter()
+    history = training(model, store, plan, rate, plan.steps, seed)
+    seconds = time.perf_counter() - began
+    counts = {part: sum(p.numel() for n, p in model.named_parameters() if part in n and p.requires_grad) for part in ("post_process", "connector", "lora_")}
+    learned = {"weights": model.model.post_process.weights.softmax(0).tolist()} if name.startswith("weighted") else {}
+    return dict(row=name, seed=seed, post_process=post_process, connector=connector, lora=lora, learning_rate=rate, slot_parameters=counts["post_process"] + counts["connector"], lora_parameters=counts["lora_"],
+                training_seconds=seconds, loss=history[-1]["loss"], **learned, **figures(model, plan, tests, seed))
+
+@functools.cache
+def lesson_clips(train=400, test=100):
+    "Hidden states of committed clips, for trials in a lesson: (rows, states) to train on, (rows, states) in unseen voices."
+    encoder, sets = new_model().model.encoder.model, []
+    for split, n in (("train", train), ("test_voices", test)):
+        rows, waveforms, _ = decode_rows(load_world(split).select(range(n)))
+        sets.append((rows, encode_all(encoder, waveforms)))
+    return sets
+
+def trial(post_process, connector, clips, steps=100, rate=3e-3, lora=False, seed=0):
+    "A quick training on transcripts from a lesson's few clips: (model, figures). One seed, so no evidence."
+    (rows, states), (test_rows, test_states) = clips
+    model = make_model(post_process, connector, lora, seed)
+    collate = speech_collate(OfLayers(states, rows, model.model.post_process.wanted), model.processor, transcribe=1., cached=True)
+    batches = Batches([4 * len(s) for s in states], collate, 6000, seed)
+    began = time.perf_counter()
+    history = train(model, batches, TrainConfig(steps=steps, learning_rate=rate, warmup=10, log_every=10, seed=seed, device="cpu", trainable=["connector", "post_process", "lora_"]), quiet=True)
+    seconds = time.perf_counter() - began
+    with torch.no_grad(): heard = replies(model, test_states, [PROMPTS["asr"][0]] * len(test_rows))
+    errors, words = zip(*[word_errors(r["text"], h) for r, h in zip(test_rows, heard)])
+    moving = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return model, dict(wer=sum(errors) / sum(words), seconds=round(seconds, 1), parameters=moving, history=history)
+
+def encoder_curve(states, rows, seeds):
+    "The probe on every layer of the encoder, over several halves of the clips."
+    layers, wanted = states[0].shape[1], targets(rows)
+    pooled = []
+    for start in range(0, len(states), 50):
+        padded = pad_features([s.float() for s in states[start:start + 50]])
+        pooled.append(np.stack([pool_time(padded["input_features"][:, :, k], padded["attention_mask"]) for k in range(layers)]))
+    pooled = np.concatenate(pooled, 1)                                       # (layers, clips, 2 D)
+    return dict(chance=chance(wanted), layers=[[probe(pooled[k], wanted, seed) for seed in seeds] for k in range(layers)])
+
+def _settings(plan, model):
+    return dict(plan=json.loads(json.dumps(asdict(plan))), rows={k: list(v) for k, v in ROWS.items()}, parts=fingerprint(model.model.encoder, model.model.language_model))
+
+def begin(out, settings, hardware):
+    "The results so far, when they were made on the same terms."
+    if not out.exists(): return dict(hardware=hardware, settings=settings, rows=[])
+    try: saved = json.loads(out.read_text())
+    except ValueError: raise ConfigError(f"{out}: not JSON; remove it, or give another --out") from None
+    if saved.get("settings") != json.loads(json.dumps(settings)): raise ConfigError(f"{out}: was made with other settings or other shipped weights; give another --out, or remove it")
+    return saved
+
+def run(out=None, quick=False, only=None):
+    "All rows and seeds; every finished run is kept in `out`, and a second call goes on behind the last one."
+    from speechllm_course.commands.hardware import describe
+    plan, out = QUICK if quick else Plan(), Path(out or f"runs/fusion{'-quick' if quick else ''}.json")
+    if quick and out.exists(): out.unlink()
+    model = new_model()
+    encoder = model.model.encoder.model
+    saved = begin(out, _settings(plan, model), describe())
+    data = SpeechData(clips=plan.clips, seed=300, manner=plan.manner, views=1)
+    store = encoded_store(encoder, training_store(data), 1, range(model.model.encoder.layers + 1))
+    if quick: store.rows, store.places = store.rows[:plan.clips], store.places[:plan.clips]
+    committed = quick or not can_synthesise()
+    tests = [test_set(encoder, task, plan.tests, committed) for task in (None, "qa")]
+    rows, waveforms, _ = decode_rows(load_world("valid").select(range(24 if quick else 100)))
+    valid = encode_all(encoder, waveforms), rows
+    if "encoder" not in saved: saved["encoder"] = encoder_curve(tests[0][2], tests[0][0], range(1 if quick else 5))
+    done, rates = {(r["row"], r["seed"]) for r in saved["rows"]}, {r["row"]: r["learning_rate"] for r in saved["rows"]}
+    for seed in plan.seeds:
+        for name in only or ROWS:
+            if (name, seed) in done: continue
+            row = one_run(name, seed, plan, store, valid, tests, rates.get(name))
+            rates[name] = row["learning_rate"]
+            saved["rows"].append(row); write_text(out, json.dumps(saved, indent=1) + "\n")
+            print(line(name, [row]), flush=True)
+    print("\n" + table(saved)); print(f"\n{'--quick: one seed, few clips, a few steps: no evidence. ' if quick else ''}written to {out}")
+    return saved
+
+HEAD = f"{'row':27} {'WER %':>14} {'questions %':>14} {'manner %':>14} {'voice left':>10} {'parameters':>10} {'tokens/s':>8} {'train s':>7} {'answer ms':>9}"
+
+def line(name, runs):
+    "One row of the table: means over seeds, with the half-width of a 95 % interval over seeds where there are three."
+    def of(key): x = np.array([r[key] for r in runs]) * 100; return f"{x.mean():.1f}" + (f" ±{1.96 * x.std(ddof=1) / len(x) ** .5:.1f}" if len(x) > 2 else "")
+    mean = lambda f: float(np.mean([f(r) for r in runs]))
+    voice = 100 * mean(lambda r: r["probes"]["connector"]["voice"])
+    return f"{name:27} {of('wer'):>14} {of('qa'):>14} {of('manner'):>14} {voice:10.1f} {mean(lambda r: r['slot_parameters']):10,.0f} {mean(lambda r: r['tokens_per_second']):8.1f} {mean(lambda r: r['training_seconds']):7.1f} {1000 * mean(lambda r: r['latency']):9.0f}"
+
+def table(saved):
+    "All rows that were measured."
+    names = [n for n in ROWS if any(r["row"] == n for r in saved["rows"])]
+    return "\n".join([HEAD] + [line(n, [r for r in saved["rows"] if r["row"] == n]) for n in names])
+
+def load_study(name="fusion"):
+    "A committed result by name. Raises `FileNotFoundError` with the command that makes it."
+    path = data_dir() / "results" / f"{name}.json"
+    if not path.exists(): raise FileNotFoundError(f"{path}: not measured yet; run: speechllm bench fusion --out {path}")
+    return json.loads(path.read_text())
+
+def runs_of(saved, name): return [r for r in saved["rows"] if r["row"] == name]
+
+def draw_rows(ax, saved, names, value, label):
+    "One bar a row, with a dot for every seed."
+    for i, name in enumerate(names):
+        x = [value(r) for r in runs_of(saved, name)]
+        ax.barh(i, np.mean(x), color="tab:blue", alpha=.5); ax.plot(x, [i] * len(x), "k.", ms=4)
+    ax.set_yticks(range(len(names)), names); ax.invert_yaxis(); ax.set_xlabel(label)
+
+def draw_layers(ax, saved):
+    "What a linear probe finds in each layer of the encoder: mean, and range over the halves."
+    from speechllm_course.probe import ASPECTS
+    for aspect in ASPECTS:
+        x = 100 * np.array([[run[aspect] for run in layer] for layer in saved["encoder"]["layers"]])       # (layers, seeds)
+        line, = ax.plot(x.mean(1), ".-", label=f"{aspect} (chance {100 * saved['encoder']['chance'][aspect]:.0f})")
+        ax.fill_between(range(len(x)), x.min(1), x.max(1), alpha=.2, color=line.get_color())
+    ax.set_xlabel("hidden state (0: before the first block)"); ax.set_ylabel("probe, %"); ax.legend(fontsize=7)
