@@ -131,12 +131,14 @@ def speed(out: Annotated[Optional[Path], typer.Option(help="write the JSON here 
 
 @bench_app.command()
 def fusion(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few steps: every row runs, no figure is evidence")] = False,
+           transcripts: Annotated[bool, typer.Option(help="connectors only, trained on transcripts alone for at most two minutes each")] = False,
            out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped (default: runs/fusion.json)")] = None,
            row: Annotated[Optional[list[str]], typer.Option(help="only this row; may be given several times")] = None):
     """Every post-process and every connector on equal terms. Example: speechllm bench fusion --quick"""
     from speechllm_course.commands.fusion_study import ROWS, run
     for name in row or []: choose("--row", name, ROWS)
-    run(out, quick, row)
+    if quick and transcripts: raise typer.BadParameter("--quick and --transcripts are two studies; choose one")
+    run(out, quick, transcripts, row)
 
 @data_app.command("list")
 def data_list():

@@ -76,11 +76,13 @@ def build_slot(
 ) -> nn.Module: # the slot's module
     "Make what a config names. Raises `ValueError` for unknown names, unknown options and impossible values."
     options, cls = {k: v for k, v in choice.items() if k != "name"}, find(kind, choice["name"])
-    named = inspect.signature(cls).parameters
+    named = {k: p for k, p in inspect.signature(cls).parameters.items() if p.kind is not p.VAR_KEYWORD}
     known = [k for k in named if k not in sizes]
     for key in options:
         near = difflib.get_close_matches(key, known, 1)
         if key not in known: raise ValueError(f"{kind} {choice['name']}: {key!r} is no option; {f'did you mean {near[0]}?' if near else 'it has ' + (', '.join(known) or 'none')}")
+    missing = [k for k in known if named[k].default is inspect.Parameter.empty and k not in options]
+    if missing: raise ValueError(f"{kind} {choice['name']}: {missing[0]} is missing; write for instance {{name: {choice['name']}, {missing[0]}: 3}}")
     return cls(**{k: v for k, v in sizes.items() if k in named}, **options)
 
 # %% ../nbs/06b_model.ipynb #model-012
@@ -208,7 +210,7 @@ class SpeechLLMForCausalLM(SpeechLLMPreTrainedModel, GenerationMixin):
         embeds, mask, _, _ = compact(embeds, mask, left=True)
         if span is not None and span.memory is not None: kwargs.update(memory=span.memory, memory_mask=span.memory_mask)
         new = super().generate(inputs_embeds=embeds, attention_mask=mask.long(), **kwargs)
-        return torch.cat([input_ids, new], 1)
+        return torch.cat([input_ids.repeat_interleave(len(new) // len(input_ids), 0), new], 1)          # several replies to one prompt stand together
 
 # %% ../nbs/06b_model.ipynb #model-051
 def copy_parts(

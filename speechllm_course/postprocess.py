@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Layer', 'chosen_layers', 'LayerMix', 'Weighted', 'Concat', 'LayerAttention', 'mean_real', 'Attention']
 
-# %% ../nbs/08_postprocess.ipynb #postprocess-002
+# %% ../nbs/08_postprocess.ipynb #postprocess-003
 import math
 
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from .fusion import PostProcess, at_least
 
-# %% ../nbs/08_postprocess.ipynb #postprocess-003
+# %% ../nbs/08_postprocess.ipynb #postprocess-015
 class Layer(PostProcess):
     "One layer: 0 is what enters the first block, L what leaves the last; negative numbers count from the end."
     def __init__(self, width, layers, k:int): super().__init__(width, layers, k=k) # which hidden state
@@ -26,7 +26,7 @@ class Layer(PostProcess):
 
     def forward(self, hidden_states, mask, *, prompt=None): return self.select(hidden_states)[0], mask
 
-# %% ../nbs/08_postprocess.ipynb #postprocess-004
+# %% ../nbs/08_postprocess.ipynb #postprocess-025
 def chosen_layers(
     layers:int, # number of the encoder's blocks L
     only:list|None, # what a config file names, or None for all
@@ -36,6 +36,7 @@ def chosen_layers(
     if not isinstance(only, (list, tuple)) or not only: raise ValueError(f"only: {only!r} must be a list of hidden states, such as [2, {layers}]")
     return tuple(Layer.needs(layers, k)[0] for k in only)
 
+# %% ../nbs/08_postprocess.ipynb #postprocess-026
 class LayerMix(PostProcess):
     "What all choices over several layers share: `only` some of them, each with its loudness taken out by `norm`."
     def __init__(self, width, layers, only=None, norm:bool=False): # hidden states to use (default: all); layer norm without parameters
@@ -45,11 +46,10 @@ class LayerMix(PostProcess):
     @staticmethod
     def needs(layers, only=None, **_): return chosen_layers(layers, only)
 
-    def stacked(self, hidden_states): # → (layers, B, T, D)
-        states = torch.stack(list(self.select(hidden_states)))
-        return F.layer_norm(states, states.shape[-1:]) if self.norm else states
+    def normed(self, hidden_states): # → list of (B, T, D)
+        return [F.layer_norm(h, h.shape[-1:]) if self.norm else h for h in self.select(hidden_states)]
 
-# %% ../nbs/08_postprocess.ipynb #postprocess-005
+# %% ../nbs/08_postprocess.ipynb #postprocess-027
 class Weighted(LayerMix):
     "A learned weighted mean of layers (s3prl's featurizer): one weight a layer, the same for all frames."
     def __init__(self, width, layers, only=None, norm:bool=False): # see `LayerMix`
@@ -57,9 +57,9 @@ class Weighted(LayerMix):
         self.weights = nn.Parameter(torch.zeros(len(self.wanted)))              # softmax makes equal shares of zeros
 
     def forward(self, hidden_states, mask, *, prompt=None):
-        return torch.tensordot(self.weights.softmax(0), self.stacked(hidden_states), 1), mask     # (B, T, D)
+        return sum(w * h for w, h in zip(self.weights.softmax(0), self.normed(hidden_states))), mask     # (B, T, D)
 
-# %% ../nbs/08_postprocess.ipynb #postprocess-006
+# %% ../nbs/08_postprocess.ipynb #postprocess-036
 class Concat(LayerMix):
     "All layers side by side, and one matrix back to the old width (as SALMONN 2 does)."
     def __init__(self, width, layers, only=None, norm:bool=True, out:int=0): # see `LayerMix`; width of the result (0: that of the encoder)
@@ -68,9 +68,9 @@ class Concat(LayerMix):
         self.project = nn.Linear(len(self.wanted) * width, self.width)
 
     def forward(self, hidden_states, mask, *, prompt=None):
-        return self.project(self.stacked(hidden_states).movedim(0, 2).flatten(2)), mask           # (B, T, layers · D) → (B, T, width)
+        return self.project(torch.cat(self.normed(hidden_states), -1)), mask                      # (B, T, layers · D) → (B, T, width)
 
-# %% ../nbs/08_postprocess.ipynb #postprocess-007
+# %% ../nbs/08_postprocess.ipynb #postprocess-039
 class LayerAttention(LayerMix):
     "Weights over layers that differ from frame to frame: each layer's state bids for attention."
     def __init__(self, width, layers, only=None, norm:bool=True): # see `LayerMix`
@@ -83,10 +83,10 @@ class LayerAttention(LayerMix):
         return (self.score(F.layer_norm(states, states.shape[-1:]))[..., 0] + self.prior).softmax(0)
 
     def forward(self, hidden_states, mask, *, prompt=None):
-        states = self.stacked(hidden_states)
+        states = torch.stack(self.normed(hidden_states))
         return torch.einsum("lbt,lbtd->btd", self.shares(states), states), mask
 
-# %% ../nbs/08_postprocess.ipynb #postprocess-008
+# %% ../nbs/08_postprocess.ipynb #postprocess-045
 def mean_real(
     x:torch.Tensor, # (B, P, d)
     mask:torch.Tensor, # (B, P), True where real
@@ -95,6 +95,7 @@ def mean_real(
     mask = mask[..., None].to(x.dtype)
     return (x * mask).sum(1) / mask.sum(1).clamp(min=1)
 
+# %% ../nbs/08_postprocess.ipynb #postprocess-047
 class Attention(PostProcess):
     "The last layer, each frame turned up or down by attention: one query, learned or made from the prompt, looks at all frames."
     def __init__(self, width, layers, d_lm, prompt:bool=True, keys:int=64): # ask with the prompt, or always the same; width of query and keys

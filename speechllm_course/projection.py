@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Conv', 'Attend', 'QFormerLayer', 'sinusoids', 'QFormer', 'CrossAttention']
 
-# %% ../nbs/09_projection.ipynb #projection-002
+# %% ../nbs/09_projection.ipynb #projection-003
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from .fusion import ACTIVATIONS, OUTPUT_NORMS, AudioSpan, Connector, at_least, choose
 
-# %% ../nbs/09_projection.ipynb #projection-003
+# %% ../nbs/09_projection.ipynb #projection-018
 class Conv(Connector):
     "A convolution that slows down by `stack`, then two matrices: with kernel = stack it is SLAM-LLM's, with a larger kernel windows overlap."
     def __init__(self, width, d_lm, stack:int=4, kernel:int=0, channels:int=0, hidden:int=512, activation:str="gelu", output_norm:str="matched"): # frames a position; frames that it sees (0: stack); width of the convolution (0: that of the features); width between the matrices
@@ -33,7 +33,7 @@ class Conv(Connector):
         x = self.project(self.conv(x).transpose(1, 2))                                       # (B, N, d)
         return AudioSpan(self.norm(x), F.pad(mask, (0, N * self.stack - mask.shape[1])).view(len(mask), N, -1).any(-1))
 
-# %% ../nbs/09_projection.ipynb #projection-004
+# %% ../nbs/09_projection.ipynb #projection-025
 class Attend(nn.Module):
     "Multi-head attention of a sequence to a memory (Vaswani et al., arXiv 1706.03762)."
     def __init__(self, d:int, memory:int, heads:int): # width of the sequence; of the memory; number of heads
@@ -48,7 +48,7 @@ class Attend(nn.Module):
         y = F.scaled_dot_product_attention(self.split(self.q(x)), self.split(self.k(memory)), self.split(self.v(memory)), attn_mask=mask)
         return self.out(y.transpose(1, 2).flatten(2))
 
-# %% ../nbs/09_projection.ipynb #projection-005
+# %% ../nbs/09_projection.ipynb #projection-028
 class QFormerLayer(nn.Module):
     "Queries look at each other, then at the frames, then think: each step adds and normalises (BERT's order, as in BLIP-2, arXiv 2301.12597)."
     def __init__(self, d:int, memory:int, heads:int, feedforward:int, eps:float=1e-5): # width of the queries; of the frames; heads; width between the matrices; of the norms
@@ -62,7 +62,7 @@ class QFormerLayer(nn.Module):
         x = self.norms[1](x + self.cross_attention(x, memory, mask))
         return self.norms[2](x + self.feedforward(x))
 
-# %% ../nbs/09_projection.ipynb #projection-050
+# %% ../nbs/09_projection.ipynb #projection-039
 def sinusoids(
     positions:torch.Tensor, # (…,) of any numbers
     d:int, # even width
@@ -73,7 +73,7 @@ def sinusoids(
     return torch.cat([angle.sin(), angle.cos()], -1)
 
 
-# %% ../nbs/09_projection.ipynb #projection-006
+# %% ../nbs/09_projection.ipynb #projection-041
 class QFormer(Connector):
     "Window-level Q-Former (SALMONN, arXiv 2310.13289): every window of frames is asked the same learned questions."
     def __init__(self, width, d_lm, window:int=12, queries:int=3, hidden:int=128, layers:int=2, heads:int=4, feedforward:int=256, positions:bool=True, output_norm:str="matched"): # frames a window; span positions a window; width, depth and heads of the Q-Former; add a learned place in the window to each frame
@@ -83,6 +83,8 @@ class QFormer(Connector):
         self.positions = nn.Parameter(sinusoids(torch.arange(window), width)) if positions else None
         self.first_norm = nn.LayerNorm(hidden)
         self.layers = nn.ModuleList(QFormerLayer(hidden, width, heads, feedforward) for _ in range(at_least("layers", layers)))
+        for layer in self.layers:                     # the norms make a query as loud as everything it hears together: let it hear louder at first
+            for part in (layer.cross_attention.v, layer.cross_attention.out): nn.init.uniform_(part.weight, -3 * part.in_features ** -.5, 3 * part.in_features ** -.5)
         self.project, self.norm = nn.Linear(hidden, d_lm), choose("output_norm", output_norm, OUTPUT_NORMS)(d_lm)
 
     @staticmethod
@@ -104,7 +106,7 @@ class QFormer(Connector):
         embeds = x.new_zeros(*heard.shape, *x.shape[1:]).masked_scatter(heard[..., None, None], x)
         return AudioSpan(embeds.flatten(1, 2), heard.repeat_interleave(len(self.queries), 1))
 
-# %% ../nbs/09_projection.ipynb #projection-007
+# %% ../nbs/09_projection.ipynb #projection-049
 class CrossAttention(Connector):
     "No span at all: every text position, generated ones included, looks at the audio before the language model's first layer, through a gate that starts shut (Flamingo, arXiv 2204.14198)."
     def __init__(self, width, d_lm, heads:int=4, hidden:int=0): # of the attention; width of a feed-forward layer behind it (0: none)

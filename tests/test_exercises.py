@@ -66,6 +66,82 @@ def wer_place_by_place(r, h):
 def wer_without_insertions(r, h): return sum(w not in h.split() for w in r.split()) / len(r.split())
 def interval_permutes(x): return (np.mean(x), np.mean(x))
 def interval_of_clips(x): return tuple(np.percentile(x, [2.5, 97.5]))
+def halves_of(voices, names): return [i for i, v in enumerate(voices) if v in names], [i for i, v in enumerate(voices) if v not in names]
+def halves_by_clip(voices, seed): order = np.random.default_rng(seed).permutation(len(voices)); return order[:len(order) // 2], order[len(order) // 2:]
+def halves_no_seed(voices, seed): return halves_of(voices, set(np.random.permutation(sorted(set(voices)))[:len(set(voices)) // 2]))
+def halves_fixed(voices, seed): return halves_of(voices, sorted(set(voices))[:len(set(voices)) // 2])
+def halves_one_clip_each(voices, seed):
+    names = list(np.random.default_rng(seed).permutation(sorted(set(voices)))); n = len(names) // 2
+    return [voices.index(v) for v in names[:n]], [voices.index(v) for v in names[n:]]
+def halves_coin(voices, seed): return halves_of(voices, set(sorted(set(voices))[:1 + seed % 3]))
+def mean_of(x, m): return (x * m[..., None]).sum(1) / m.sum(1).clamp(min=1)[:, None]
+def pool_all_frames(x, m): h = x.shape[1] // 2; return torch.cat([x[:, :h].mean(1), x[:, h:].mean(1)], 1)
+def pool_batch_half(x, m): h = x.shape[1] // 2; return torch.cat([mean_of(x[:, :h], m[:, :h]), mean_of(x[:, h:], m[:, h:])], 1)
+def pool_not_a_number(x, m): return torch.stack([torch.cat([c[r][:int(r.sum()) // 2].mean(0), c[r][int(r.sum()) // 2:].mean(0)]) for c, r in zip(x, m)])
+def pool_every_other(x, m): return torch.cat([mean_of(x[:, ::2], m[:, ::2]), mean_of(x[:, 1::2], m[:, 1::2])], 1)
+
+def place_runs(starts, labels, numbers, N): return torch.full((len(labels), N + 1), -1).scatter(1, torch.where(starts, numbers, N), labels)[:, :N]
+def run_starts(labels, mask, blank): return mask & (labels != blank) & (labels != torch.nn.functional.pad(labels, (1, 0), value=-1)[:, :-1])
+def runs_blank_first(labels, mask, blank):
+    rows = [torch.unique_consecutive(x[m & (x != blank)]) for x, m in zip(labels, mask)]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+def runs_no_merge(labels, mask, blank): return torch.nn.utils.rnn.pad_sequence([x[m & (x != blank)] for x, m in zip(labels, mask)], batch_first=True, padding_value=-1)
+def runs_in_padding(labels, mask, blank):
+    starts = run_starts(labels, torch.ones_like(mask), blank); return place_runs(starts, labels, starts.cumsum(1) - 1, int(starts.sum(1).max()))
+def runs_numbered_through(labels, mask, blank):
+    starts = run_starts(labels, mask, blank); return place_runs(starts, labels, (starts.flatten().cumsum(0) - 1).view_as(labels).clamp(max=int(starts.sum(1).max())), int(starts.sum(1).max()))
+def soft_wrong_way(l, w, s, t): p = (l * t).softmax(-1); return p[:, :-1] @ w + p[:, -1:] * s
+def soft_after(l, w, s, t): p = l.softmax(-1) / t; return p[:, :-1] @ w + p[:, -1:] * s
+def soft_without_blank(l, w, s, t): return (l[:, :-1] / t).softmax(-1) @ w
+def soft_no_silence(l, w, s, t): return (l / t).softmax(-1)[:, :-1] @ w
+def cif(amounts, features, tail, split=True, again=True):
+    "Integrate and fire; the frame that crosses the border is split, and may complete several tokens, or not."
+    fired, held, token = [], 0., 0.
+    for a, x in zip(amounts.tolist(), features):
+        if not split:
+            held, token = held + a, token + a * x
+            if held >= 1: fired.append(token); held, token = 0., 0.
+            continue
+        while held + a >= 1:
+            fired.append(token + (1 - held) * x); a, held, token = a - (1 - held), 0., 0.
+            if not again: break
+        held, token = held + a, token + a * x
+    return torch.stack(fired + [token] * (held >= tail))
+def cif_whole_frames(a, x, tail): return cif(a, x, tail, split=False)
+def cif_fires_once(a, x, tail): return cif(a, x, tail, again=False)
+def cif_no_tail(a, x, tail): return cif(a, x, 1e9)
+def cif_any_tail(a, x, tail): return cif(a, x, 1e-9)
+def cif_rest_is_lost(a, x, tail):
+    fired, held, token = [], 0., 0.
+    for w, f in zip(a.tolist(), x):
+        if held + w >= 1: fired.append(token + (1 - held) * f); held, token = 0., 0.
+        else: held, token = held + w, token + w * f
+    return torch.stack(fired)
+
+def parameters_no_bias(D, k, h, d): return k * D * h + h * d
+def parameters_one_frame(D, k, h, d): return (D + 1) * h + (h + 1) * d
+def parameters_bias_a_frame(D, k, h, d): return k * (D + 1) * h + (h + 1) * d
+def windows_of(x, mask, W, real=False, zero=True):
+    missing = -x.shape[1] % W
+    return torch.nn.functional.pad(x * mask[..., None] if zero else x, (0, 0, 0, missing)).unflatten(1, (-1, W)), torch.nn.functional.pad(mask, (0, missing), value=real).unflatten(1, (-1, W))
+def windows_drop(x, mask, W): return x.unfold(1, W, W).transpose(2, 3), mask.unfold(1, W, W)
+def windows_strided(x, mask, W): return tuple(y.unflatten(1, (W, -1)).transpose(1, 2) for y in (w.flatten(1, 2) for w in windows_of(x, mask, W)))
+def windows_tail_is_real(x, mask, W): return windows_of(x, mask, W, real=True)
+def windows_keep_padding(x, mask, W): return windows_of(x, mask, W, zero=False)
+def windows_one_mask(x, mask, W): frames, real = windows_of(x, mask, W); return frames, real.any(-1)
+def gate_sigmoid(x, heard, g, mask): return x + g.sigmoid() * heard * mask.any(1)[:, None, None]
+def gate_everywhere(x, heard, g, mask): return x + g.tanh() * heard
+def gate_unbounded(x, heard, g, mask): return x + g * heard * mask.any(1)[:, None, None]
+def gate_fades(x, heard, g, mask): t = g.tanh() * mask.any(1)[:, None, None]; return (1 - t) * x + t * heard
+
+def sum_no_softmax(layers, w): return sum(x * h for x, h in zip(w, layers))
+def sum_divided(layers, w): return sum(s * h for s, h in zip(w.softmax(0), layers)) / len(layers)
+def shares_over_clips(s, m): return s.masked_fill(~m, -torch.inf).softmax(0)
+def shares_unmasked(s, m): return s.softmax(1)
+def shares_masked_late(s, m): return s.softmax(1) * m
+def loudness_late(layers): return torch.nn.functional.layer_norm(torch.stack(layers).mean(0), layers[0].shape[-1:])
+def loudness_over_time(layers): return torch.stack([(h - h.mean(1, keepdim=True)) / h.std(1, keepdim=True) for h in layers]).mean(0)
+def loudness_unbiased(layers): return torch.stack([(h - h.mean(-1, keepdim=True)) / h.std(-1, keepdim=True) for h in layers]).mean(0)
 
 BUGS = [  # (lesson, exercise, bug, part of its message)
     ("01", "level_db", level_amplitude, "counted twice"), ("01", "level_db", level_sum, "average the squares"), ("01", "level_db", level_no_floor, "minus infinity"),
@@ -86,6 +162,20 @@ BUGS = [  # (lesson, exercise, bug, part of its message)
     ("06", "compact_left", compact_ragged, "one length"), ("06", "compact_left", compact_old_mask, "one for every entry"),
     ("07", "word_error_rate", wer_by_hypothesis, "divide by the words that were said"), ("07", "word_error_rate", wer_place_by_place, "align the words"), ("07", "word_error_rate", wer_without_insertions, "insertions"),
     ("07", "bootstrap_interval", interval_permutes, "with replacement"), ("07", "bootstrap_interval", interval_of_clips, "percentiles of the resampled means"),
+    ("07", "halves_by_voice", halves_by_clip, "on both sides"), ("07", "halves_by_voice", halves_no_seed, "the same seed gave other halves"), ("07", "halves_by_voice", halves_fixed, "every seed gives the same"),
+    ("07", "halves_by_voice", halves_one_clip_each, "yours hold 10 of 60"), ("07", "halves_by_voice", halves_coin, "five should be in each half"),
+    ("07", "pool_halves", pool_all_frames, "padding counts"), ("07", "pool_halves", pool_batch_half, "the clip's own length"), ("07", "pool_halves", pool_not_a_number, "not a number"), ("07", "pool_halves", pool_every_other, "every other frame"),
+    ("10", "collapse_runs", runs_blank_first, "before blanks are dropped"), ("10", "collapse_runs", runs_no_merge, "one run"), ("10", "collapse_runs", runs_in_padding, "what stands in the padding"),
+    ("10", "collapse_runs", runs_numbered_through, "from 0"),
+    ("10", "soft_tokens", soft_wrong_way, "do not multiply"), ("10", "soft_tokens", soft_after, "doubled the probabilities"), ("10", "soft_tokens", soft_without_blank, "keeps its share"), ("10", "soft_tokens", soft_no_silence, "has a row, too"),
+    ("10", "cif_loop", cif_whole_frames, "holds 1.25"), ("10", "cif_loop", cif_rest_is_lost, "the rest of the third frame"), ("10", "cif_loop", cif_fires_once, "several"), ("10", "cif_loop", cif_no_tail, "fires, too"), ("10", "cif_loop", cif_any_tail, "it is no token"),
+    ("09", "projector_parameters", parameters_no_bias, "weights only"), ("09", "projector_parameters", parameters_one_frame, "k frames side by side"), ("09", "projector_parameters", parameters_bias_a_frame, "one bias for every unit"),
+    ("09", "cut_windows", windows_drop, "instead of dropping"), ("09", "cut_windows", windows_strided, "neighbours in time"), ("09", "cut_windows", windows_tail_is_real, "pad the mask with False"),
+    ("09", "cut_windows", windows_keep_padding, "still holds numbers"), ("09", "cut_windows", windows_one_mask, "every frame of every window"),
+    ("09", "gated_add", gate_sigmoid, "must be shut"), ("09", "gated_add", gate_everywhere, "has no audio, and changed"), ("09", "gated_add", gate_unbounded, "not bounded"), ("09", "gated_add", gate_fades, "the text stays"),
+    ("08", "weighted_sum", sum_no_softmax, "softmax makes equal shares"), ("08", "weighted_sum", sum_divided, "sum to 1 already"),
+    ("08", "frame_shares", shares_over_clips, "not over the clips"), ("08", "frame_shares", shares_unmasked, "mask the scores"), ("08", "frame_shares", shares_masked_late, "instead of 1"),
+    ("08", "equal_loudness", loudness_late, "drowned"), ("08", "equal_loudness", loudness_over_time, "mean 0 over its coordinates"), ("08", "equal_loudness", loudness_unbiased, "unbiased=False"),
 ]
 
 @pytest.mark.parametrize("lesson", lessons())

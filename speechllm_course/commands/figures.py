@@ -2,6 +2,7 @@
 import json, re
 from pathlib import Path
 
+from speechllm_course.commands.fusion_study import ROWS as ROWS_OF_THE_STUDY, draw_rows, spread
 from speechllm_course.commands.report import write_text
 
 ROWS = [  # (file, what, which figure)
@@ -33,12 +34,40 @@ def speed_table(path:Path) -> str:
     lines = [f"Measured on {measured['hardware']}, torch {measured['torch']}:", "", "| what | instead of ours | CPU seconds | ours is faster by |", "|---|---|---|---|"]
     return "\n".join(lines + [f"| {r['area']} | {r['candidate']} | {r['seconds']:.2f} | {r['ours_is_faster_by']:.2f} |" for r in measured["rows"]])
 
+def fusion_table(folder:Path) -> str:
+    "The README's table of fusion choices: means over seeds, 95 % intervals over seeds, and what two minutes on transcripts alone reach."
+    path, other = folder / "fusion.json", folder / "fusion-transcripts.json"
+    if not path.exists(): return "not measured"
+    saved, alone = json.loads(path.read_text()), json.loads(other.read_text())["rows"] if other.exists() else []
+    two_minutes = {r["row"]: r for r in alone}
+    lines = [f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds, n = {saved['rows'][0]['n']:,} clips of unseen voices for each figure; ± is a 95 % interval over seeds.", "",
+             "| row | WER % | questions % | manner % | voice left % | slot parameters | positions a second | training s | answer ms | WER % after transcripts alone |", "|---|---|---|---|---|---|---|---|---|---|"]
+    for name in ROWS_OF_THE_STUDY:
+        runs = [r for r in saved["rows"] if r["row"] == name]
+        if not runs: continue
+        cells = [spread([100 * r[key] for r in runs]) for key in ("wer", "qa", "manner")] + [spread([100 * r["probes"]["connector"]["voice"] for r in runs])]
+        mean = {key: sum(r[key] for r in runs) / len(runs) for key in ("slot_parameters", "tokens_per_second", "training_seconds", "latency")}
+        only = f"{100 * two_minutes[name]['wer']:.1f} ({two_minutes[name]['training_seconds']:.0f} s)" if name in two_minutes else ""
+        lines.append(f"| {name} | {' | '.join(cells)} | {mean['slot_parameters']:,.0f} | {mean['tokens_per_second']:.1f} | {mean['training_seconds']:.0f} | {1000 * mean['latency']:.0f} | {only} |")
+    return "\n".join(lines)
+
+def fusion_figure(folder:Path):
+    "Bars of the fusion study, with a dot for every seed."
+    import matplotlib.pyplot as plt
+    saved = json.loads((folder / "fusion.json").read_text())
+    names = [n for n in ROWS_OF_THE_STUDY if any(r["row"] == n for r in saved["rows"])]
+    _, axes = plt.subplots(1, 3, figsize=(10, 5), sharey=True)
+    for ax, value, label in zip(axes, (lambda r: min(100., 100 * r["wer"]), lambda r: 100 * r["qa"], lambda r: 100 * r["probes"]["connector"]["voice"]),
+                                ("transcripts: WER %, cut at 100", "spoken questions right %", "voice: probe behind the connector %")): draw_rows(ax, saved, names, value, label)
+    plt.tight_layout(); plt.savefig(folder / "fusion.png", dpi=70); plt.close()
+
 def filled(readme:str, folder:Path) -> str:
     "The README with its tables renewed."
-    for name, made in (("results", results_table(folder)), ("speed", speed_table(folder / "speed.json"))):
+    for name, made in (("results", results_table(folder)), ("fusion", fusion_table(folder)), ("speed", speed_table(folder / "speed.json"))):
         readme = re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m: f"{m[1]}{made}\n{m[2]}", readme, flags=re.S)
     return readme
 
 if __name__ == "__main__":
     root = Path(__file__).parent.parent.parent
+    if (root / "data" / "results" / "fusion.json").exists(): fusion_figure(root / "data" / "results")
     write_text(root / "README.md", filled((root / "README.md").read_text(), root / "data" / "results"))

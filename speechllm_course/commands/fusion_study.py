@@ -4,9 +4,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np, torch
+from scipy import stats
 from peft import LoraConfig, inject_adapter_in_model
 
 from speechllm_course.cache import fingerprint
+from speechllm_course.commands.hardware import describe
 from speechllm_course.commands.report import write_text
 from speechllm_course.commands.stores import SpeechData, encoded_store, training_store
 from speechllm_course.corpus import data_dir, decode_rows, load_world
@@ -30,6 +32,8 @@ ROWS = {  # row → post-process, connector; sizes chosen so that the slots toge
     "hard": (dict(name="final"), dict(name="hard")), "soft": (dict(name="final"), dict(name="soft")), "compress": (dict(name="final"), dict(name="compress", hidden=840)), "cif": (dict(name="final"), dict(name="cif", hidden=1000)),
 }
 
+BEHIND_FINAL = [name for name, (post_process, _) in ROWS.items() if post_process == dict(name="final")]
+
 @dataclass
 class Plan:
     "The equal terms."
@@ -43,6 +47,7 @@ class Plan:
     transcribe: float = .5        # share of exchanges that ask for the words
     manner: float = .2            # share of exchanges that ask how it was said
 
+TRANSCRIPTS = Plan(steps=900, pilot=0, rates=(3e-3,), seeds=(0,), transcribe=1., manner=0.)     # what two minutes of training reach on transcripts alone
 QUICK = Plan(clips=60, steps=3, budget=3000, pilot=1, rates=(1e-3,), seeds=(0,), tests=40)
 
 class OfLayers:
@@ -84,13 +89,14 @@ def inputs(model, states, prompts):
     return dict(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], hidden_states=tuple(padded["input_features"].unbind(2)), input_features_mask=padded["attention_mask"])
 
 @torch.no_grad()
-def replies(model, states, prompts, size=50):
-    "Greedy replies, in batches of similar length."
+def replies(model, states, prompts, right, size=100):
+    "Greedy replies, in batches of similar length; none needs to be longer than the longest right one."
     tokenizer, order, texts = model.processor.tokenizer, sorted(range(len(states)), key=lambda i: len(states[i])), [None] * len(states)
+    longest = 4 + max(len(tokenizer(r, add_special_tokens=False)["input_ids"]) for r in right)
     for start in range(0, len(order), size):
         chosen = order[start:start + size]
         batch = inputs(model, [states[i] for i in chosen], [prompts[i] for i in chosen])
-        ids = model.generate(**batch, max_new_tokens=48, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        ids = model.generate(**batch, max_new_tokens=longest, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
         for i, text in zip(chosen, tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1]:], skip_special_tokens=True)): texts[i] = text.strip()
     return texts
 
@@ -111,10 +117,10 @@ def figures(model, plan, tests, seed):
     "Everything that is measured of one trained model."
     (rows, waveforms, states), (asked, _, asked_states) = tests
     aspects = [("pace", "pitch", "accent")[i % 3] for i in range(len(rows))]
-    heard = replies(model, states, [PROMPTS["asr"][0]] * len(rows))
-    errors, words = zip(*[word_errors(r["text"], h) for r, h in zip(rows, heard)])
-    right = exact([r["answer"] for r in asked], replies(model, asked_states, [PROMPTS["answer"][0]] * len(asked)))
-    how = exact([r[a] for r, a in zip(rows, aspects)], replies(model, states, [PROMPTS[a][0] for a in aspects]))
+    said, answers, manners = [r["text"] for r in rows], [r["answer"] for r in asked], [r[a] for r, a in zip(rows, aspects)]
+    errors, words = zip(*[word_errors(t, h) for t, h in zip(said, replies(model, states, [PROMPTS["asr"][0]] * len(rows), said))])
+    right = exact(answers, replies(model, asked_states, [PROMPTS["answer"][0]] * len(asked), answers))
+    how = exact(manners, replies(model, states, [PROMPTS[a][0] for a in aspects], manners))
     pooled, positions = behind_slots(model, states)
     wanted, audio = targets(rows), sum(len(w) for w in waveforms) / 16_000
     began = time.perf_counter()
@@ -143,6 +149,7 @@ def one_run(name, seed, plan, store, valid, tests, rate=None):
     "Train and measure one row with one seed."
     post_process, connector = ROWS[name]
     lora = not name.endswith("LM frozen")
+    if len(plan.rates) == 1: rate = plan.rates[0]
     if rate is None:
         losses = {}
         for r in plan.rates:
@@ -177,8 +184,8 @@ def trial(post_process, connector, clips, steps=100, rate=3e-3, lora=False, seed
     began = time.perf_counter()
     history = train(model, batches, TrainConfig(steps=steps, learning_rate=rate, warmup=10, log_every=10, seed=seed, device="cpu", trainable=["connector", "post_process", "lora_"]), quiet=True)
     seconds = time.perf_counter() - began
-    with torch.no_grad(): heard = replies(model, test_states, [PROMPTS["asr"][0]] * len(test_rows))
-    errors, words = zip(*[word_errors(r["text"], h) for r, h in zip(test_rows, heard)])
+    said = [r["text"] for r in test_rows]
+    errors, words = zip(*[word_errors(t, h) for t, h in zip(said, replies(model, test_states, [PROMPTS["asr"][0]] * len(said), said))])
     moving = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return model, dict(wer=sum(errors) / sum(words), seconds=round(seconds, 1), parameters=moving, history=history)
 
@@ -203,15 +210,16 @@ def begin(out, settings, hardware):
     if saved.get("settings") != json.loads(json.dumps(settings)): raise ConfigError(f"{out}: was made with other settings or other shipped weights; give another --out, or remove it")
     return saved
 
-def run(out=None, quick=False, only=None):
+def run(out=None, quick=False, transcripts=False, only=None):
     "All rows and seeds; every finished run is kept in `out`, and a second call goes on behind the last one."
-    from speechllm_course.commands.hardware import describe
-    plan, out = QUICK if quick else Plan(), Path(out or f"runs/fusion{'-quick' if quick else ''}.json")
+    kind = "quick" if quick else "transcripts" if transcripts else ""
+    plan, out = {"quick": QUICK, "transcripts": TRANSCRIPTS, "": Plan()}[kind], Path(out or f"runs/fusion{kind and '-' + kind}.json")
+    only = only or [name for name in ROWS if not transcripts or name in BEHIND_FINAL]
     if quick and out.exists(): out.unlink()
     model = new_model()
     encoder = model.model.encoder.model
     saved = begin(out, _settings(plan, model), describe())
-    data = SpeechData(clips=plan.clips, seed=300, manner=plan.manner, views=1)
+    data = SpeechData(clips=plan.clips, seed=300, manner=1., views=1)                  # clips whose speed was not changed
     store = encoded_store(encoder, training_store(data), 1, range(model.model.encoder.layers + 1))
     if quick: store.rows, store.places = store.rows[:plan.clips], store.places[:plan.clips]
     committed = quick or not can_synthesise()
@@ -221,7 +229,7 @@ def run(out=None, quick=False, only=None):
     if "encoder" not in saved: saved["encoder"] = encoder_curve(tests[0][2], tests[0][0], range(1 if quick else 5))
     done, rates = {(r["row"], r["seed"]) for r in saved["rows"]}, {r["row"]: r["learning_rate"] for r in saved["rows"]}
     for seed in plan.seeds:
-        for name in only or ROWS:
+        for name in only:
             if (name, seed) in done: continue
             row = one_run(name, seed, plan, store, valid, tests, rates.get(name))
             rates[name] = row["learning_rate"]
@@ -232,10 +240,15 @@ def run(out=None, quick=False, only=None):
 
 HEAD = f"{'row':27} {'WER %':>14} {'questions %':>14} {'manner %':>14} {'voice left':>10} {'parameters':>10} {'tokens/s':>8} {'train s':>7} {'answer ms':>9}"
 
+def spread(values):
+    "The mean over seeds, and where there are three or more the half-width of its 95 % interval (Student's t)."
+    x = np.array(values)
+    return f"{x.mean():.1f}" + (f" ±{stats.t.ppf(.975, len(x) - 1) * x.std(ddof=1) / len(x) ** .5:.1f}" if len(x) > 2 else "")
+
 def line(name, runs):
-    "One row of the table: means over seeds, with the half-width of a 95 % interval over seeds where there are three."
-    def of(key): x = np.array([r[key] for r in runs]) * 100; return f"{x.mean():.1f}" + (f" ±{1.96 * x.std(ddof=1) / len(x) ** .5:.1f}" if len(x) > 2 else "")
-    mean = lambda f: float(np.mean([f(r) for r in runs]))
+    "One row of the table."
+    def of(key): return spread([100 * r[key] for r in runs])
+    def mean(f): return float(np.mean([f(r) for r in runs]))
     voice = 100 * mean(lambda r: r["probes"]["connector"]["voice"])
     return f"{name:27} {of('wer'):>14} {of('qa'):>14} {of('manner'):>14} {voice:10.1f} {mean(lambda r: r['slot_parameters']):10,.0f} {mean(lambda r: r['tokens_per_second']):8.1f} {mean(lambda r: r['training_seconds']):7.1f} {1000 * mean(lambda r: r['latency']):9.0f}"
 

@@ -125,11 +125,48 @@ def generation():
         for c in clips: model.generate(**processor.batch([c], ["answer"]), **options())
     return rows("generation, 32 clips", contest({"ours, one batch": batched, "ours, one by one": single}, 3), "ours, one batch")
 
+def slots():
+    "What the fusion lessons vectorise, forward and backward, against the obvious loop or the published formula; 8 clips of 10 s."
+    from speechllm_course.postprocess import Weighted
+    from speechllm_course.projection import QFormer
+    from speechllm_course.token_mapping import integrate, number_runs, pool_runs
+    B, T, D, V = 8, 250, 176, 321
+    states, mask = [torch.randn(B, T, D, requires_grad=True) for _ in range(7)], torch.ones(B, T, dtype=torch.bool)
+    weighted = Weighted(D, 6)
+    def featurizer():                                                        # stack, flatten, scale, sum: as s3prl writes it
+        stacked = torch.stack(states, 0)
+        (weighted.weights.softmax(0)[:, None] * stacked.view(7, -1)).sum(0).view(B, T, D).sum().backward()
+    table = rows("weighted sum of 7 layers", contest({"ours": lambda: weighted(states, mask)[0].sum().backward(), "s3prl's formula": featurizer}), "ours")
+    best = torch.where(torch.rand(B, T) < .7, V - 1, torch.randint(0, V - 1, (B, T))); features = torch.randn(B, T, D, requires_grad=True)
+    def compress(): pool_runs(features, number_runs(best, mask, V - 1), torch.ones(B, T))[0].sum().backward()
+    def compress_loop():
+        for ids, clip in zip(best.tolist(), features):
+            starts = [t for t in range(T) if ids[t] != V - 1 and (t == 0 or ids[t - 1] != ids[t])]
+            ends = [next((u for u in range(t, T) if ids[u] != ids[t]), T) for t in starts]
+            torch.stack([clip[a:b].mean(0) for a, b in zip(starts, ends)]).sum().backward(retain_graph=True)
+    table += rows("CTC compression", contest({"ours": compress, "loop over clips and runs": compress_loop}), "ours")
+    amounts = torch.full((B, T), .2); counts = amounts.sum(1).round().long()
+    def fire(): integrate(amounts, features, counts)[0].sum().backward()
+    def fire_loop():
+        for alpha, clip in zip(amounts.tolist(), features):
+            total, held, fired = 0., clip.new_zeros(D), []
+            for a, x in zip(alpha, clip):
+                if total + a < 1: total, held = total + a, held + a * x
+                else: fired.append(held + (1 - total) * x); held = (total + a - 1) * x; total = total + a - 1
+            torch.stack(fired).sum().backward(retain_graph=True)
+    table += rows("integrate and fire", contest({"ours": fire, "loop over clips and frames": fire_loop}), "ours")
+    qformer = QFormer(D, 192)
+    def windows(): qformer(features, mask).embeds.sum().backward()
+    def window_loop():
+        for clip in features:
+            for start in range(0, T, qformer.window): qformer(clip[None, start:start + qformer.window], mask[:1, start:start + qformer.window]).embeds.sum().backward()
+    return table + rows("window-level Q-Former", contest({"ours": windows, "loop over clips and windows": window_loop}, 3), "ours")
+
 def run(out=None):
     "All contests; a table, and JSON where asked."
     torch.set_num_threads(1); torch.manual_seed(0)
     table = []
-    for area in (front_end, scored_positions, training, generation):
+    for area in (front_end, scored_positions, slots, training, generation):
         table += area()
     for r in table: print(f"{r['area']:24} {r['candidate']:50} {r['seconds']:8.3f} s {'' if r['rate'] is None else r['rate']:>9} {r['unit']:26} x{r['ours_is_faster_by']}")
     if out: write_text(Path(out), json.dumps(dict(hardware=f"{cpu_name()}, 1 thread", torch=torch.__version__, rows=table), indent=1) + "\n")

@@ -1,0 +1,103 @@
+"Every choice for the two slots: trained by the one loop from a config file, saved, loaded, asked; refused before training where it cannot work; and the study that compares them."
+import json
+
+import pytest, torch, yaml
+
+from test_model import CHOICES
+from speechllm_course.commands import fusion_study
+from speechllm_course.commands.fusion_study import BEHIND_FINAL, ROWS, Plan, make_model
+from speechllm_course.commands.stages import read_config, run_stage
+from speechllm_course.encoders import SpeechEncoder
+from speechllm_course.optimise import ConfigError
+from speechllm_course.processor import load_model, new_model
+
+def name(choice): return "-".join(str(v) for slot in choice for v in slot.values()).replace(" ", "")
+
+def write_config(folder, **more):
+    path = folder / "stage.yaml"
+    path.write_text(yaml.safe_dump(dict(stage="speechllm", out=str(folder / "out"), data=dict(clips=8, seed=1, views=1, budget=1500), train=dict(steps=2, log_every=1, trainable=["connector", "post_process"])) | more))
+    return path
+
+@pytest.mark.parametrize("choice", CHOICES, ids=name)
+def test_trains_from_a_config_file_saves_loads_answers(choice, tmp_path):
+    post_process, connector = choice
+    options = {} if connector["name"] != "hard" else dict(train=dict(steps=2, log_every=1, trainable=["connector"]))
+    history = run_stage(read_config(write_config(tmp_path, model=dict(post_process=post_process, connector=connector), **options)), device="cpu", quiet=True)
+    assert len(history) == 2 and all(torch.isfinite(torch.tensor(h["loss"])) for h in history)
+    model = load_model(tmp_path / "out")
+    assert model.config.post_process == post_process and model.config.connector == connector
+    assert isinstance(model.answer(torch.randn(20_000) * .1, "transcribe", 64), str)
+
+def test_training_moves_the_slots_alone(tmp_path):
+    fresh = new_model(post_process=dict(name="weighted"), connector=dict(name="cif")).state_dict()
+    run_stage(read_config(write_config(tmp_path, model=dict(post_process=dict(name="weighted"), connector=dict(name="cif")))), device="cpu", quiet=True)
+    trained = load_model(tmp_path / "out").state_dict()
+    assert bool((trained["model.post_process.weights"] != 0).any())                          # they start at zero
+    assert all(torch.equal(fresh[k], trained[k]) for k in fresh if "encoder" in k or "language_model" in k)
+
+@pytest.mark.parametrize("slots, says", [
+    (dict(post_process=dict(name="wieghted")), "did you mean weighted"), (dict(post_process=dict(name="layer", k=7)), "hidden states 0 to 6"), (dict(post_process=dict(name="layer")), "k"),
+    (dict(post_process=dict(name="concat", only=[])), "must be a list"), (dict(connector=dict(name="linear", stack=0)), "at least 1"), (dict(connector=dict(name="mlp", stack=2.5)), "whole number"),
+    (dict(connector=dict(name="mlp", activation="gelo")), "choose from gelu"), (dict(connector=dict(name="qformer", window=0)), "at least 1"), (dict(connector=dict(name="qformer", heads=5)), "does not divide"),
+    (dict(connector=dict(name="conv", stack=4, kernel=3)), "frames would be skipped"), (dict(connector=dict(name="soft", temperature=0)), "above 0"), (dict(connector=dict(name="soft", vocabulary=9)), "no option"),
+    (dict(connector=dict(name="compress", weights="max")), "choose from mean"), (dict(connector=dict(name="cif", kernel=0)), "at least 1"), (dict(connector=dict(name="crossattention")), "did you mean cross_attention")],
+    ids=lambda x: name([next(iter(x.values()))]) if isinstance(x, dict) else "")
+def test_impossible_choices_cost_no_time(slots, says, tmp_path):
+    with pytest.raises((ValueError, ConfigError), match=says) as e: run_stage(read_config(write_config(tmp_path, model=slots, data=dict(clips=10**9))), device="cpu")
+    assert len(str(e.value).splitlines()) == 1
+
+def test_a_head_over_another_vocabulary_is_refused(tmp_path):
+    from speechllm_course.lm import load_lm
+    lm, tokenizer = load_lm("lm")
+    tokenizer.add_tokens(["<new>"]); lm.resize_token_embeddings(len(tokenizer))
+    lm.save_pretrained(tmp_path); tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="320 labels, the language model 321 tokens.*head: fresh"): new_model(lm=tmp_path, connector=dict(name="soft"))
+    assert new_model(lm=tmp_path, connector=dict(name="soft", head="fresh")).model.connector.ctc_head.out_features == 322
+
+def test_manner_is_not_asked_of_clips_whose_pace_was_changed(tmp_path):
+    with pytest.raises(ConfigError, match="data.manner: augmentation changes pace"): run_stage(read_config(write_config(tmp_path, data=dict(clips=8, views=2, manner=.5))), device="cpu")
+
+@pytest.mark.parametrize("kind", ["whisper", "hubert", "wav2vec2", "wavlm"])
+@pytest.mark.parametrize("post_process", [dict(name="layer", k=1), dict(name="weighted"), dict(name="concat"), dict(name="layer_attention"), dict(name="attention", prompt=False)], ids=lambda p: p["name"])
+def test_other_encoders_fit_the_same_slot(kind, post_process):
+    from transformers import AutoConfig
+    from speechllm_course.model import build_slot
+    torch.manual_seed(0)
+    small = dict(d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=64, max_source_positions=50) if kind == "whisper" else dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, conv_dim=(16,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2)
+    encoder = SpeechEncoder(AutoConfig.for_model(kind, **small)).eval()
+    x = torch.randn(2, 80, 100) if kind == "whisper" else torch.randn(2, 8000)
+    with torch.no_grad():
+        out = encoder(x)
+        features, mask = build_slot("post_process", post_process, width=encoder.width, layers=encoder.layers, d_lm=16)(out.hidden_states, out.mask)
+    assert features.shape == (*out.mask.shape, encoder.width) and torch.equal(mask, out.mask) and bool(torch.isfinite(features).all())
+
+SMALL = Plan(clips=12, steps=1, budget=1500, pilot=1, rates=(1e-3, 2e-3), seeds=(0, 1), tests=12)
+
+@pytest.fixture
+def small_study(monkeypatch): monkeypatch.setattr(fusion_study, "QUICK", SMALL); monkeypatch.setattr(fusion_study, "Plan", lambda: SMALL); monkeypatch.setattr(fusion_study, "can_synthesise", lambda: False)
+
+def test_the_study_goes_on_where_it_stopped(small_study, tmp_path, capsys):
+    out = tmp_path / "study.json"
+    fusion_study.run(out, only=["final"])
+    assert [(r["row"], r["seed"]) for r in json.loads(out.read_text())["rows"]] == [("final", 0), ("final", 1)]
+    fusion_study.run(out, only=["final", "cif"])
+    rows = json.loads(out.read_text())["rows"]
+    assert [(r["row"], r["seed"]) for r in rows] == [("final", 0), ("final", 1), ("cif", 0), ("cif", 1)]
+    assert all(0 <= r["probes"]["connector"]["voice"] <= 1 and r["learning_rate"] in SMALL.rates for r in rows)
+    assert "cif" in capsys.readouterr().out
+
+def test_a_study_on_other_terms_is_not_continued(small_study, tmp_path):
+    (tmp_path / "study.json").write_text(json.dumps(dict(settings={}, rows=[])))
+    with pytest.raises(ConfigError, match="made with other settings"): fusion_study.run(tmp_path / "study.json", only=["final"])
+
+def test_quick_says_that_it_proves_nothing(small_study, command, tmp_path):
+    code, out, _ = command("bench", "fusion", "--quick", "--row", "hard", "--out", tmp_path / "quick.json")
+    assert code == 0 and "no evidence" in out
+    assert command("bench", "fusion", "--row", "nothing")[0] == 2 and command("bench", "fusion", "--quick", "--transcripts")[0] == 2
+
+def test_the_rows_are_on_equal_terms():
+    "Slots as large as each other within 20 %, and as many positions a second, wherever the method leaves a choice."
+    fixed = {"linear", "hard", "soft"}                                                       # no width to choose
+    sizes = {row: sum(p.numel() for n, p in make_model(*ROWS[row], False, 0).named_parameters() if "connector" in n or "post_process" in n) for row in ROWS if row not in fixed}
+    assert max(sizes.values()) / min(sizes.values()) < 1.2, sizes
+    assert {"linear", "conv", "qformer", "cross_attention", "hard", "soft", "compress", "cif"} < set(BEHIND_FINAL)
