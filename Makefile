@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: course test test-release lab results clean
+.PHONY: course test test-release lab results study clean
 
 course: $(VENV)/ready           ## install everything and take the tour
 	$(BIN)/speechllm tour
@@ -28,6 +28,11 @@ results: $(VENV)/ready          ## measure what is shipped and renew the README'
 	$(EVAL)/tiny-barista.json --data barista
 	$(EVAL)/encoder-barista.json --data barista --part encoder
 	$(EVAL)/encoder-fsdd-nicolas.json --data fsdd:nicolas --part encoder
+	$(BIN)/python -m speechllm_course.commands.figures
+
+study: $(VENV)/ready            ## compare every fusion choice (two hours on 2 cores; goes on where it stopped)
+	$(BIN)/speechllm bench fusion --out data/results/fusion.json
+	$(BIN)/speechllm bench fusion --transcripts --out data/results/fusion-transcripts.json
 	$(BIN)/python -m speechllm_course.commands.figures
 
 lab: $(VENV)/ready              ## open the notebooks

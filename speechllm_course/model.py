@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['place_spans', 'run_compact', 'SpeechLLMConfig', 'build_slot', 'SpeechLLMPreTrainedModel', 'SpeechLLMParts',
-           'row_counts', 'clip_prompts', 'by_row', 'SpeechLLMModel', 'SpeechLLMForCausalLM', 'copy_parts', 'listen',
-           'SpeechLLM']
+           'row_counts', 'clip_prompts', 'by_row', 'SpeechLLMInputs', 'SpeechLLMModel', 'SpeechLLMForCausalLM',
+           'copy_parts', 'listen', 'SpeechLLM']
 
 # %% ../nbs/06b_model.ipynb #model-003
 import difflib, inspect
@@ -119,31 +119,48 @@ class SpeechLLMParts(SpeechLLMPreTrainedModel):
         return span, self.connector.span_length(mask.sum(1), **options)
 
 # %% ../nbs/06b_model.ipynb #model-057
-def row_counts(clip_counts, rows, clips, places):
-    "Clips of each row (rows,): as given, else one each, else one for every row with a placeholder."
+def row_counts(
+    clip_counts, # clips of each row (rows,), or None
+    rows:int, # in the batch
+    clips:int, # in the batch
+    places:torch.Tensor, # (rows, L), True at audio placeholders
+) -> torch.Tensor: # (rows,)
+    "Clips of each row: as given, else one each. Raises `ValueError` when that cannot be."
     counts = clip_counts if clip_counts is not None else torch.ones(rows, dtype=torch.long, device=places.device) if rows == clips else places.any(1).long()
-    if int(counts.sum()) != clips: raise ValueError(f"clip_counts: {int(counts.sum())} clips for {rows} rows, but {clips} clips were given; say how many clips belong to each row")
+    if int(counts.sum()) != clips or bool(places.any() and (places.any(1) != (counts > 0)).any()):
+        raise ValueError(f"clip_counts: {counts.tolist()} does not fit {clips} clips and the placeholders of {rows} rows; say how many clips belong to each row")
     return counts
 
-def clip_prompts(embeds, ids, mask, counts, marker):
-    "Of each clip's row: embeddings (clips, L, d), and a mask (clips, L) of the tokens before the last assistant marker."
+# %% ../nbs/06b_model.ipynb #model-084
+def clip_prompts(
+    embeds:torch.Tensor, # (rows, L, d)
+    ids:torch.Tensor, # (rows, L)
+    mask:torch.Tensor, # (rows, L), True at real tokens that are no placeholders
+    counts:torch.Tensor, # (rows,) clips of each row
+    marker:list, # ids of the assistant marker
+) -> tuple[torch.Tensor, torch.Tensor]: # (clips, L, d), (clips, L)
+    "Embeddings of each clip's row, and which of them come before the last assistant marker; a row without one is all prompt."
     hits = (ids.unfold(1, len(marker), 1) == torch.tensor(marker, device=ids.device)).all(-1) if ids.shape[1] >= len(marker) else ids[:, :0].bool()
-    before = nn.functional.pad(hits.flip(1).cumsum(1).flip(1) > 0, (0, ids.shape[1] - hits.shape[1]))      # (B, L)
+    before = nn.functional.pad(hits.flip(1).cumsum(1).flip(1) > 0, (0, ids.shape[1] - hits.shape[1]))      # (rows, L)
     before = mask & (before | ~hits.any(1, keepdim=True))
     return embeds.repeat_interleave(counts, 0), before.repeat_interleave(counts, 0)
 
-def by_row(x, counts):
-    "What clips (clips, M, …) bring to their rows: (rows, most clips · M, …), zero where there is none."
+# %% ../nbs/06b_model.ipynb #model-087
+def by_row(
+    x:torch.Tensor, # (clips, M, …), clips in reading order
+    counts:torch.Tensor, # (rows,) clips of each row
+) -> torch.Tensor: # (rows, most clips in a row · M, …), zero where a row has fewer; x itself for one clip each
+    "What clips bring to their rows, side by side."
     if bool((counts == 1).all()): return x
-    row = torch.arange(len(counts), device=x.device).repeat_interleave(counts)
-    place = torch.arange(len(x), device=x.device) - (counts.cumsum(0) - counts)[row]
+    row = torch.arange(len(counts), device=x.device).repeat_interleave(counts)                  # of each clip
+    place = torch.arange(len(x), device=x.device) - (counts.cumsum(0) - counts)[row]            # first, second, … clip of its row
     out = x.new_zeros(len(counts), max(1, int(counts.max())), *x.shape[1:])
     out[row, place] = x
     return out.flatten(1, 2)
 
 # %% ../nbs/06b_model.ipynb #model-047
-class SpeechLLMModel(SpeechLLMParts):
-    "The parts at work: hidden states as long as `input_ids`."
+class SpeechLLMInputs(SpeechLLMParts):
+    "From ids and clips to what the language model reads."
     def embed(self, input_ids, attention_mask=None, input_features=None, input_features_mask=None, hidden_states=None, transcript_ids=None, clip_counts=None):
         "Token embeddings with the audio spans in their places: embeds (B, L, d), mask (B, L), the `AudioSpan` of all clips or None."
         embeds, places = self.get_input_embeddings()(input_ids), input_ids == self.config.audio_token_id
@@ -160,6 +177,10 @@ class SpeechLLMModel(SpeechLLMParts):
             embeds = self.connector.attend(embeds, mask.long().cumsum(1) - 1, span.memory, span.memory_mask)
         return embeds, mask & real, span
 
+
+# %% ../nbs/06b_model.ipynb #model-081
+class SpeechLLMModel(SpeechLLMInputs):
+    "The parts at work: hidden states as long as `input_ids`."
     def next_tokens(self, input_ids, inputs_embeds, attention_mask, past_key_values, memory, memory_mask, **kwargs):
         "While generating: embeds of the prompt, compact already, or new tokens behind a cache."
         if inputs_embeds is None:

@@ -72,7 +72,6 @@ def sinusoids(
     angle = positions[..., None] * speed
     return torch.cat([angle.sin(), angle.cos()], -1)
 
-
 # %% ../nbs/09_projection.ipynb #projection-041
 class QFormer(Connector):
     "Window-level Q-Former (SALMONN, arXiv 2310.13289): every window of frames is asked the same learned questions."
@@ -83,8 +82,6 @@ class QFormer(Connector):
         self.positions = nn.Parameter(sinusoids(torch.arange(window), width)) if positions else None
         self.first_norm = nn.LayerNorm(hidden)
         self.layers = nn.ModuleList(QFormerLayer(hidden, width, heads, feedforward) for _ in range(at_least("layers", layers)))
-        for layer in self.layers:                     # the norms make a query as loud as everything it hears together: let it hear louder at first
-            for part in (layer.cross_attention.v, layer.cross_attention.out): nn.init.uniform_(part.weight, -3 * part.in_features ** -.5, 3 * part.in_features ** -.5)
         self.project, self.norm = nn.Linear(hidden, d_lm), choose("output_norm", output_norm, OUTPUT_NORMS)(d_lm)
 
     @staticmethod

@@ -134,16 +134,32 @@ def gate_everywhere(x, heard, g, mask): return x + g.tanh() * heard
 def gate_unbounded(x, heard, g, mask): return x + g * heard * mask.any(1)[:, None, None]
 def gate_fades(x, heard, g, mask): t = g.tanh() * mask.any(1)[:, None, None]; return (1 - t) * x + t * heard
 
-def sum_no_softmax(layers, w): return sum(x * h for x, h in zip(w, layers))
-def sum_divided(layers, w): return sum(s * h for s, h in zip(w.softmax(0), layers)) / len(layers)
-def shares_over_clips(s, m): return s.masked_fill(~m, -torch.inf).softmax(0)
-def shares_unmasked(s, m): return s.softmax(1)
-def shares_masked_late(s, m): return s.softmax(1) * m
-def loudness_late(layers): return torch.nn.functional.layer_norm(torch.stack(layers).mean(0), layers[0].shape[-1:])
-def loudness_over_time(layers): return torch.stack([(h - h.mean(1, keepdim=True)) / h.std(1, keepdim=True) for h in layers]).mean(0)
-def loudness_unbiased(layers): return torch.stack([(h - h.mean(-1, keepdim=True)) / h.std(-1, keepdim=True) for h in layers]).mean(0)
 
+def sum_raw(states, w): return torch.tensordot(w, torch.stack(states), 1)
+def sum_not_mean(states, w): return len(states) * torch.tensordot(w.softmax(0), torch.stack(states), 1)
+def sum_divided(states, w): return torch.tensordot(w / w.sum(), torch.stack(states), 1)
+def sum_reversed(states, w): return torch.tensordot(w.softmax(0), torch.stack(states[::-1]), 1)
+def sum_detached(states, w): return sum(s * x for s, x in zip(w.softmax(0).tolist(), states))
+def shares_of(query, keys, mask, scale=2., low=-1e4, dim=1): return (keys @ query / scale).masked_fill(~mask, low).softmax(dim) * mask
+def shares_over_batch(q, k, m): return shares_of(q, k, m, dim=0)
+def shares_no_mask(q, k, m): return (k @ q / 2).softmax(1)
+def shares_mask_after(q, k, m): return (k @ q / 2).softmax(1) * m
+def shares_unscaled(q, k, m): return shares_of(q, k, m, scale=1.)
+def shares_infinite(q, k, m): return shares_of(q, k, m, low=-torch.inf)
+def shares_of_nothing(q, k, m): return (k @ q / 2).masked_fill(~m, -1e4).softmax(1)
+def centred(x, dim=-1, eps=1e-5): x = x - x.mean(dim, keepdim=True); return x / (x.square().mean(dim, keepdim=True) + eps).sqrt()
+def mix_plain(states): return torch.stack(states).mean(0)
+def mix_then_norm(states): return centred(torch.stack(states).mean(0))
+def mix_norm_of_clips(states): return centred(torch.stack(states), (2, 3)).mean(0)
+def mix_rms(states): x = torch.stack(states); return (x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()).mean(0)
+def mix_sum(states): return centred(torch.stack(states)).sum(0)
+def mix_no_floor(states): return centred(torch.stack(states), eps=0.).mean(0)
 BUGS = [  # (lesson, exercise, bug, part of its message)
+    ("08", "weighted_sum", sum_raw, "gave 0"), ("08", "weighted_sum", sum_not_mean, "add up to 1"), ("08", "weighted_sum", sum_divided, "do not divide"), ("08", "weighted_sum", sum_reversed, "its own place"), ("08", "weighted_sum", sum_detached, "never be learned"),
+    ("08", "attention_shares", shares_over_batch, "over the clips of the batch"), ("08", "attention_shares", shares_no_mask, "the padded frame has a share"), ("08", "attention_shares", shares_mask_after, "mask the scores"),
+    ("08", "attention_shares", shares_unscaled, "root of the key's width"), ("08", "attention_shares", shares_infinite, "instead of minus infinity"), ("08", "attention_shares", shares_of_nothing, "multiply by the mask"),
+    ("08", "mix_normed", mix_plain, "drowns"), ("08", "mix_normed", mix_then_norm, "norms the mean"), ("08", "mix_normed", mix_norm_of_clips, "every frame by itself"), ("08", "mix_normed", mix_rms, "RMSNorm"),
+    ("08", "mix_normed", mix_sum, "not their mean"), ("08", "mix_normed", mix_no_floor, "add a small number"),
     ("01", "level_db", level_amplitude, "counted twice"), ("01", "level_db", level_sum, "average the squares"), ("01", "level_db", level_no_floor, "minus infinity"),
     ("01", "mix_at_snr", mix_no_root, "square root"), ("01", "mix_at_snr", mix_wrong_sign, "check the sign"),
     ("02", "leaked", leaked_text, "compare contents"), ("02", "leaked", leaked_count, "divide"),
@@ -173,9 +189,6 @@ BUGS = [  # (lesson, exercise, bug, part of its message)
     ("09", "cut_windows", windows_drop, "instead of dropping"), ("09", "cut_windows", windows_strided, "neighbours in time"), ("09", "cut_windows", windows_tail_is_real, "pad the mask with False"),
     ("09", "cut_windows", windows_keep_padding, "still holds numbers"), ("09", "cut_windows", windows_one_mask, "every frame of every window"),
     ("09", "gated_add", gate_sigmoid, "must be shut"), ("09", "gated_add", gate_everywhere, "has no audio, and changed"), ("09", "gated_add", gate_unbounded, "not bounded"), ("09", "gated_add", gate_fades, "the text stays"),
-    ("08", "weighted_sum", sum_no_softmax, "softmax makes equal shares"), ("08", "weighted_sum", sum_divided, "sum to 1 already"),
-    ("08", "frame_shares", shares_over_clips, "not over the clips"), ("08", "frame_shares", shares_unmasked, "mask the scores"), ("08", "frame_shares", shares_masked_late, "instead of 1"),
-    ("08", "equal_loudness", loudness_late, "drowned"), ("08", "equal_loudness", loudness_over_time, "mean 0 over its coordinates"), ("08", "equal_loudness", loudness_unbiased, "unbiased=False"),
 ]
 
 @pytest.mark.parametrize("lesson", lessons())
