@@ -60,6 +60,16 @@ def test_only_the_wanted_layers_are_read(choice, states, prompt):
     assert bool(torch.isfinite(features).all()) and features.shape[-1] == made.width
     torch.testing.assert_close(features, made([hidden[k] for k in made.wanted], mask, prompt=prompt)[0])
 
+@pytest.mark.parametrize("only", [[2, 1, 0], [2, 0], [-1, 0]], ids=str)
+@pytest.mark.parametrize("choice", ["weighted", "concat", "layer_attention"])
+def test_the_order_of_only_means_nothing(choice, only):
+    "With all states and with a cache of the wanted ones, a weight belongs to the same layer."
+    hidden, mask, made = [torch.full((1, 2, 8), float(k)) for k in range(3)], torch.ones(1, 2, dtype=torch.bool), slot(dict(name=choice, only=only, norm=False), layers=2)
+    torch.testing.assert_close(made(hidden, mask)[0], made([hidden[k] for k in made.wanted], mask)[0])
+
+def test_a_layer_that_is_named_twice_is_refused():
+    with pytest.raises(ValueError, match="only: .* names a hidden state twice; name each once"): Weighted(8, 4, only=[4, -1])
+
 def test_shares_sum_to_one(states, prompt):
     hidden, mask = states
     for choice in (dict(name="attention"), dict(name="attention", prompt=False)):

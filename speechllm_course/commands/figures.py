@@ -39,8 +39,8 @@ def fusion_table(folder:Path) -> str:
     path, other = folder / "fusion.json", folder / "fusion-transcripts.json"
     if not path.exists(): return "not measured"
     saved, alone = json.loads(path.read_text()), json.loads(other.read_text())["rows"] if other.exists() else []
-    two_minutes = {r["row"]: r for r in alone}
-    lines = [f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds, n = {saved['rows'][0]['n']:,} clips of unseen voices for each figure; ± is a 95 % interval over seeds.", "",
+    two_minutes, chance = {r["row"]: r for r in alone}, saved["encoder"]["chance"]
+    lines = [f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds, n = {saved['rows'][0]['n']:,} clips of unseen voices for each figure; ± is a 95 % interval over seeds. Always saying the most frequent class gives {100 * chance['voice']:.1f} % for the voice and {100 * sum(chance[a] for a in ('pace', 'pitch', 'accent')) / 3:.1f} % for manner.", "",
              "| row | WER % | questions % | manner % | voice left % | slot parameters | positions a second | training s | answer ms | WER % after transcripts alone |", "|---|---|---|---|---|---|---|---|---|---|"]
     for name in ROWS_OF_THE_STUDY:
         runs = [r for r in saved["rows"] if r["row"] == name]
