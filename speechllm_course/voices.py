@@ -61,7 +61,7 @@ def can_synthesise() -> bool: # True when eSpeak NG is installed
 class Voice:
     "Who speaks, and how."
     name:str = "m1"           # an eSpeak variant: another vocal tract
-    accent:str = "american"   # one of `ACCENTS`
+    accent:str = "american"   # one of `ACCENTS`, or any language code of eSpeak NG
     rate:int = 170            # words a minute
     pitch:int = 50            # eSpeak's dial, 0 to 99
     range:int = 50            # how lively the melody is, 0 to 99
@@ -87,7 +87,7 @@ def speak(
     "Synthesise speech with eSpeak NG, far faster than real time. Raises `SynthesiserMissing` without it."
     library, rate, chunks, current, _ = _engine()
     chunks.clear()
-    name = f"{ACCENTS[voice.accent]}+{voice.name}"
+    name = f"{ACCENTS.get(voice.accent, voice.accent)}+{voice.name}"
     if current.get("name") != name:  # reading a voice costs more than speaking a sentence
         if library.espeak_SetVoiceByName(name.encode()): raise ValueError(f"voice {voice.name!r}: eSpeak NG does not know it; see VOICES")
         current["name"] = name

@@ -31,6 +31,7 @@ class Stage:
     encoder: str = "encoder"      # speechllm: a shipped encoder by name, or a folder
     lm: str = "lm"                # encoder, speechllm: the language model whose tokenizer or weights are used
     start: str = ""               # continue from this trained model instead of fresh weights
+    average: bool = False         # encoder: save the mean of the weights before and after this stage
 
 def read_config(path:Path) -> Stage:
     "Read and check a config file. Raises `ConfigError` in one line."
@@ -69,8 +70,13 @@ def encoder_stage(config):
     data = check_config(config.data, SpeechData)
     tokenizer, store = AutoTokenizer.from_pretrained(find_artifact(config.lm)), training_store(data)
     model = Conformer.from_pretrained(config.start, dtype=torch.float32, use_safetensors=True) if config.start else Conformer(ConformerConfig(vocab_size=len(tokenizer), **_options(config.model, ConformerConfig.__annotations__)))
+    if config.average and not config.start: raise ConfigError("average: without start there are no weights before this stage; name a trained model as start, or drop average")
+    before = {n: w.clone() for n, w in model.state_dict().items()}
+    def save(folder):
+        if config.average: model.load_state_dict({n: (w.cpu() + before[n]) / 2 if w.is_floating_point() else w for n, w in model.state_dict().items()})
+        model.half().save_pretrained(folder); LogMelExtractor().save_pretrained(folder)
     batches = Batches([r["frames"] for r in store.rows], ctc_collate(store, tokenizer, data.augment, data.spare_short), data.budget, data.seed)
-    return model, batches, lambda folder: (model.half().save_pretrained(folder), LogMelExtractor().save_pretrained(folder))
+    return model, batches, save
 
 def speechllm_stage(config):
     "The slots between an encoder and a language model, and whatever else may move."
@@ -114,7 +120,7 @@ def _sample(config):
     "The same data settings with a few clips of each kind: enough to check them and to time two steps."
     if config.stage == "lm": return config.data
     data = check_config(dict(config.data), SpeechData)
-    counts = {name: min(getattr(data, name), 50) for name in ("clips", "spoken_digits", "flite_clips", "digit_strings")}
+    counts = {name: min(getattr(data, name), 50) for name in ("clips", "spoken_digits", "flite_clips", "digit_strings", "isolated_digits", "real_digits", "blended_digits")}
     return {**config.data, **counts, "views": min(data.views, 1)}
 
 def run_file(path:Path, **options):
