@@ -31,7 +31,7 @@ class Stage:
     encoder: str = "encoder"      # speechllm: a shipped encoder by name, or a folder
     lm: str = "lm"                # encoder, speechllm: the language model whose tokenizer or weights are used
     start: str = ""               # continue from this trained model instead of fresh weights
-    average: bool = False         # encoder: save the mean of the weights before and after this stage
+    average: bool = False         # encoder, speechllm: save the mean of the weights before and after this stage
 
 def read_config(path:Path) -> Stage:
     "Read and check a config file. Raises `ConfigError` in one line."
@@ -62,6 +62,13 @@ def _options(values, known):
         if key not in known: raise ConfigError(f"model.{key}: unknown key; did you mean {(difflib.get_close_matches(key, known, 1) or list(known))[0]}?")
     return values
 
+def averaging(config, model):
+    "A function that, where the config asks for it, puts the mean of the weights now and the weights then into the model."
+    if not config.average: return lambda: None
+    if not config.start: raise ConfigError("average: without start there are no weights before this stage; name a trained model as start, or drop average")
+    before = {n: w.clone() for n, w in model.state_dict().items()}
+    return lambda: model.load_state_dict({n: (w.cpu() + before[n]) / 2 if w.is_floating_point() else w for n, w in model.state_dict().items()})
+
 def encoder_stage(config):
     "Our conformer with CTC over the language model's vocabulary."
     from transformers import AutoTokenizer
@@ -69,11 +76,10 @@ def encoder_stage(config):
     from speechllm_course.encoders import LogMelExtractor
     data = check_config(config.data, SpeechData)
     tokenizer, store = AutoTokenizer.from_pretrained(find_artifact(config.lm)), training_store(data)
-    model = Conformer.from_pretrained(config.start, dtype=torch.float32, use_safetensors=True) if config.start else Conformer(ConformerConfig(vocab_size=len(tokenizer), **_options(config.model, ConformerConfig.__annotations__)))
-    if config.average and not config.start: raise ConfigError("average: without start there are no weights before this stage; name a trained model as start, or drop average")
-    before = {n: w.clone() for n, w in model.state_dict().items()}
+    model = Conformer.from_pretrained(find_artifact(config.start), dtype=torch.float32, use_safetensors=True) if config.start else Conformer(ConformerConfig(vocab_size=len(tokenizer), **_options(config.model, ConformerConfig.__annotations__)))
+    average = averaging(config, model)
     def save(folder):
-        if config.average: model.load_state_dict({n: (w.cpu() + before[n]) / 2 if w.is_floating_point() else w for n, w in model.state_dict().items()})
+        average()
         model.half().save_pretrained(folder); LogMelExtractor().save_pretrained(folder)
     batches = Batches([r["frames"] for r in store.rows], ctc_collate(store, tokenizer, data.augment, data.spare_short), data.budget, data.seed)
     return model, batches, save
@@ -90,7 +96,8 @@ def speechllm_stage(config):
     if data.views: store = encoded_store(model.model.encoder.model, store, data.views, model.model.post_process.wanted)
     lengths = [r["frames"] * (4 if data.views else 1) for r in store.rows]             # the budget counts log-mel frames
     batches = Batches(lengths, speech_collate(store, model.processor, data.transcribe, data.text_share, bool(data.views), data.manner), data.budget, data.seed)
-    return model, batches, lambda folder: save_difference(model, folder, config.encoder, config.lm)
+    average = averaging(config, model)
+    return model, batches, lambda folder: (average(), save_difference(model, folder, config.encoder, config.lm))
 
 def _check_views(config, model):
     "A cache holds what never changes: refuse whatever would."
