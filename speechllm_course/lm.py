@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import torch
 from safetensors import SafetensorError
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from .corpus import find_artifact
@@ -35,7 +35,7 @@ def train_tokenizer(
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
     letters = [*"▁abcdefghijklmnopqrstuvwxyz'=0123456789"]
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=letters, limit_alphabet=len(letters), show_progress=False))
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[AddedToken(token, special=True, lstrip=token == "<|audio|>") for token in SPECIAL], initial_alphabet=letters, limit_alphabet=len(letters), show_progress=False))
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", padding_side="left", clean_up_tokenization_spaces=False)
     fast.chat_template = CHAT_TEMPLATE
     return fast

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken
 from transformers import AutoFeatureExtractor, AutoModelForCausalLM, AutoProcessor, BatchFeature, ProcessorMixin
 
 from .augment import augment
@@ -108,7 +109,7 @@ def add_placeholder(
 ):
     "Teach a language model's tokenizer the audio placeholder, and make the embedding table long enough."
     if token not in tokenizer.get_vocab():
-        tokenizer.add_tokens([token], special_tokens=True)
+        tokenizer.add_tokens([AddedToken(token, special=True, lstrip=True)], special_tokens=True)   # lstrip: no lone space before it
         lm.resize_token_embeddings(len(tokenizer))
     if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token
 

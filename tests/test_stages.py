@@ -49,6 +49,15 @@ def test_a_stage_trains_from_cached_views(tmp_path, capsys):
     history = run_stage(Stage(stage="speechllm", out=str(tmp_path / "out"), data=dict(clips=6, seed=1, views=2, budget=2000), train=dict(steps=2, log_every=1, trainable=["connector"])), device="cpu", quiet=True)
     assert len(history) == 2 and (tmp_path / "out" / "difference.safetensors").exists()
 
+def test_a_stage_can_end_in_the_mean_of_before_and_after(tmp_path):
+    from safetensors.torch import load_file
+    from speechllm_course.corpus import find_artifact
+    stage = dict(stage="encoder", start="encoder", data=dict(clips=4, seed=1, budget=2000), train=dict(steps=1, warmup=0, log_every=1))
+    for name in ("after", "mean"): run_stage(Stage(out=str(tmp_path / name), average=name == "mean", **stage), device="cpu", quiet=True)
+    before, after, mean = (load_file(folder / "model.safetensors") for folder in (find_artifact("encoder"), tmp_path / "after", tmp_path / "mean"))
+    moved = [n for n in before if not torch.equal(before[n], after[n])]
+    assert moved and all(torch.allclose(mean[n].float(), (before[n].float() + after[n].float()) / 2, atol=2e-3) for n in moved)
+
 def test_other_texts_are_another_run(tmp_path):
     def stage(**data): return Stage(stage="lm", start="lm", out=str(tmp_path / "out"), data=dict(batch=4) | data, train=dict(steps=1))
     run_stage(stage(), device="cpu", quiet=True)

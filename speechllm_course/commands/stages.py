@@ -7,6 +7,7 @@ import torch, yaml
 from accelerate import PartialState
 
 from speechllm_course.commands.stores import SpeechData, encoded_store, training_store
+from speechllm_course.commands.unit_stages import unit_lm_stage, units_stage, vocoder_stage
 from speechllm_course.corpus import find_artifact
 from speechllm_course.optimise import Batches, ConfigError, TrainConfig, check_config, freeze
 from speechllm_course.train import train
@@ -23,14 +24,16 @@ class TextData:
 @dataclass
 class Stage:
     "One training run."
-    stage: str = "speechllm"      # lm, encoder or speechllm
+    stage: str = "speechllm"      # lm, encoder, speechllm, units, vocoder or unit_lm
     out: str = "runs/train"       # folder for checkpoints and the finished model
     model: dict = field(default_factory=dict)     # options of the model
     data: dict = field(default_factory=dict)      # SpeechData or TextData
     train: dict = field(default_factory=dict)     # TrainConfig
     encoder: str = "encoder"      # speechllm: a shipped encoder by name, or a folder
     lm: str = "lm"                # encoder, speechllm: the language model whose tokenizer or weights are used
+    units: str = "units"          # vocoder, unit_lm: a shipped unit tokenizer by name, or a folder
     start: str = ""               # continue from this trained model instead of fresh weights
+    average: bool = False         # encoder, speechllm: save the mean of the weights before and after this stage
 
 def read_config(path:Path) -> Stage:
     "Read and check a config file. Raises `ConfigError` in one line."
@@ -61,6 +64,13 @@ def _options(values, known):
         if key not in known: raise ConfigError(f"model.{key}: unknown key; did you mean {(difflib.get_close_matches(key, known, 1) or list(known))[0]}?")
     return values
 
+def averaging(config, model):
+    "A function that, where the config asks for it, puts the mean of the weights now and the weights then into the model."
+    if not config.average: return lambda: None
+    if not config.start: raise ConfigError("average: without start there are no weights before this stage; name a trained model as start, or drop average")
+    before = {n: w.clone() for n, w in model.state_dict().items()}
+    return lambda: model.load_state_dict({n: (w.cpu() + before[n]) / 2 if w.is_floating_point() else w for n, w in model.state_dict().items()})
+
 def encoder_stage(config):
     "Our conformer with CTC over the language model's vocabulary."
     from transformers import AutoTokenizer
@@ -68,9 +78,13 @@ def encoder_stage(config):
     from speechllm_course.encoders import LogMelExtractor
     data = check_config(config.data, SpeechData)
     tokenizer, store = AutoTokenizer.from_pretrained(find_artifact(config.lm)), training_store(data)
-    model = Conformer.from_pretrained(config.start, dtype=torch.float32, use_safetensors=True) if config.start else Conformer(ConformerConfig(vocab_size=len(tokenizer), **_options(config.model, ConformerConfig.__annotations__)))
+    model = Conformer.from_pretrained(find_artifact(config.start), dtype=torch.float32, use_safetensors=True) if config.start else Conformer(ConformerConfig(vocab_size=len(tokenizer), **_options(config.model, ConformerConfig.__annotations__)))
+    average = averaging(config, model)
+    def save(folder):
+        average()
+        model.half().save_pretrained(folder); LogMelExtractor().save_pretrained(folder)
     batches = Batches([r["frames"] for r in store.rows], ctc_collate(store, tokenizer, data.augment, data.spare_short), data.budget, data.seed)
-    return model, batches, lambda folder: (model.half().save_pretrained(folder), LogMelExtractor().save_pretrained(folder))
+    return model, batches, save
 
 def speechllm_stage(config):
     "The slots between an encoder and a language model, and whatever else may move."
@@ -84,7 +98,8 @@ def speechllm_stage(config):
     if data.views: store = encoded_store(model.model.encoder.model, store, data.views, model.model.post_process.wanted)
     lengths = [r["frames"] * (4 if data.views else 1) for r in store.rows]             # the budget counts log-mel frames
     batches = Batches(lengths, speech_collate(store, model.processor, data.transcribe, data.text_share, bool(data.views), data.manner), data.budget, data.seed)
-    return model, batches, lambda folder: save_difference(model, folder, config.encoder, config.lm)
+    average = averaging(config, model)
+    return model, batches, lambda folder: (average(), save_difference(model, folder, config.encoder, config.lm))
 
 def _check_views(config, model):
     "A cache holds what never changes: refuse whatever would."
@@ -93,7 +108,7 @@ def _check_views(config, model):
     moving = next((n for n, _ in model.named_parameters() if n.startswith("model.encoder.") and any(re.search(p, n) for p in patterns)), None)
     if moving: raise ConfigError(f"data.views: the cache needs a frozen encoder, but train.trainable lets {moving} move; name other parameters, or set data.views: 0")
 
-STAGES = dict(lm=lm_stage, encoder=encoder_stage, speechllm=speechllm_stage)
+STAGES = dict(lm=lm_stage, encoder=encoder_stage, speechllm=speechllm_stage, units=units_stage, vocoder=vocoder_stage, unit_lm=unit_lm_stage)
 
 def run_stage(config:Stage, resume=False, dry_run=False, device="auto", quiet=False):
     "Train one stage and save the finished model in its out folder."
@@ -101,6 +116,7 @@ def run_stage(config:Stage, resume=False, dry_run=False, device="auto", quiet=Fa
     settings.out, settings.device = config.out, device
     if dry_run: config.data = _sample(config)
     torch.manual_seed(settings.seed)
+    if config.stage == "units": return units_stage(config)                # k-means: no steps
     model, batches, save = STAGES[config.stage](config)
     count = freeze(model, settings.trainable)
     print(f"{config.stage}: {sum(p.numel() for p in model.parameters()):,} parameters, {count:,} of them move")
@@ -112,9 +128,9 @@ def run_stage(config:Stage, resume=False, dry_run=False, device="auto", quiet=Fa
 
 def _sample(config):
     "The same data settings with a few clips of each kind: enough to check them and to time two steps."
-    if config.stage == "lm": return config.data
+    if config.stage in ("lm", "unit_lm"): return config.data if config.stage == "lm" else {**config.data, "clips": 50, "views": 1}
     data = check_config(dict(config.data), SpeechData)
-    counts = {name: min(getattr(data, name), 50) for name in ("clips", "spoken_digits", "flite_clips", "digit_strings")}
+    counts = {name: min(getattr(data, name), 50) for name in ("clips", "spoken_digits", "flite_clips", "digit_strings", "isolated_digits", "real_digits", "blended_digits")}
     return {**config.data, **counts, "views": min(data.views, 1)}
 
 def run_file(path:Path, **options):

@@ -9,6 +9,7 @@ from speechllm_course.audio import log_mel_energy, normalise_log_mel
 from speechllm_course.augment import augment, roughen
 from speechllm_course.cache import ArrayStore, Joined, fingerprint
 from speechllm_course.corpus import DataError, cache_dir, decode_rows, flite_manner, load_world, speak_row, world_rows
+from speechllm_course.digits import blended_digits, isolated_digits, real_digits
 from speechllm_course.encoder import pad_features, with_edges
 from speechllm_course.recordings import digit_strings, find_root
 from speechllm_course.voices import can_flite, can_synthesise, median_pitch, pitch_class
@@ -23,6 +24,9 @@ class SpeechData:
     spoken_digits: int = 0        # synthesised strings of digits besides
     flite_clips: int = 0          # utterances and strings of digits in Flite's voices, where Flite is installed
     digit_strings: int = 0        # strings of real digits, where the recordings are at hand
+    isolated_digits: int = 0      # synthesised digits as recorders leave them, in many mother tongues
+    real_digits: int = 0          # single real digits, cut close, where the recordings are at hand
+    blended_digits: int = 0       # digits by somebody between two real speakers, likewise
     seed: int = 100               # of texts and voices
     budget: int = 5000            # padded log-mel frames a batch
     longest: int = 0              # leave out clips of more log-mel frames (0: keep all)
@@ -32,12 +36,16 @@ class SpeechData:
     transcribe: float = 0.35      # share of exchanges that ask for the words
     text_share: float = 0.0       # text-only exchanges added, as a share of the batch
     manner: float = 0.0           # share of exchanges that ask how it was said (needs views: 1, since augmentation would falsify the answer)
+    clean: bool = False           # the clips as they were spoken, with their pitch: no recording condition
 
 def _world(n, seed, task=None):
     for row in world_rows("train", n, seed, task): yield row, speak_row(row)
 
 def _manner(n, seed):
     for row, waveform in _world(n, seed): yield row | dict(pitch=pitch_class(median_pitch(waveform))), waveform
+
+def _clean(n, seed):
+    for row, waveform in _world(n, seed): yield row | dict(hz=median_pitch(waveform)), waveform
 
 def _spoken_digits(n, seed): yield from _world(n, seed, "digit")
 
@@ -50,8 +58,11 @@ def _flite(n, seed):
 def _committed(n, seed):
     for row, waveform in zip(*decode_rows(load_world("train"))[:2]): yield {k: v for k, v in row.items() if k != "audio"}, waveform
 
-KINDS = {"world": _world, "manner": _manner, "spoken-digits": _spoken_digits, "flite": _flite, "committed": _committed, "committed-manner": _committed, "digit-strings": digit_strings}
+KINDS = {"world": _world, "manner": _manner, "clean": _clean, "spoken-digits": _spoken_digits, "flite": _flite, "committed": _committed, "committed-manner": _committed, "digit-strings": digit_strings,
+         "isolated-digits": isolated_digits, "real-digits": real_digits, "blended-digits": blended_digits}
 STEADY = ("manner", "committed-manner")           # their speed stays as it is: labels say how somebody spoke
+READY = ("clean", "isolated-digits", "real-digits", "blended-digits")          # their recording condition is what it should be
+RECORDED = ("digit-strings", "real-digits", "blended-digits")         # are made from real recordings
 
 def _folder(kind, n, seed): return cache_dir() / "energies" / f"{kind}-{fingerprint(kind, n, seed, VERSION)}"
 
@@ -59,17 +70,21 @@ def write_part(kind, n, seed):
     "Speak, roughen and store the energies of one part; a part that is there already stays."
     torch.set_num_threads(1)
     folder, rng = _folder(kind, n, seed), random.Random(f"{kind}-{seed}")
-    if not (folder / "rows.json").exists(): ArrayStore.write(folder, ((row, log_mel_energy(roughen(waveform, rng, speed=kind not in STEADY))) for row, waveform in KINDS[kind](n, seed)))
+    def energy(clip):
+        if kind == "blended-digits": return clip                      # energies from the start
+        return log_mel_energy(clip if kind in READY else roughen(clip, rng, speed=kind not in STEADY))
+    if not (folder / "rows.json").exists(): ArrayStore.write(folder, ((row, energy(clip)) for row, clip in KINDS[kind](n, seed)))
 
 def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 def training_store(data:SpeechData) -> Joined:
     "Energies of the training clips, each with one random recording condition; made once, then read from the cache."
-    wanted = {"manner" if data.manner else "world": data.clips, "spoken-digits": data.spoken_digits, "flite": data.flite_clips, "digit-strings": data.digit_strings}
-    if not can_synthesise(): wanted = {"committed-manner" if data.manner else "committed": 1, "digit-strings": data.digit_strings}
+    wanted = {"manner" if data.manner else "clean" if data.clean else "world": data.clips, "spoken-digits": data.spoken_digits, "flite": data.flite_clips, "digit-strings": data.digit_strings,
+              "isolated-digits": data.isolated_digits, "real-digits": data.real_digits, "blended-digits": data.blended_digits}
+    if not can_synthesise(): wanted = {"committed-manner" if data.manner else "committed": 1} | {kind: wanted[kind] for kind in RECORDED}
     if data.flite_clips and not can_flite(): del wanted["flite"]; print("without Flite's voices: not installed (on Debian or Ubuntu: apt install flite)")
-    try: data.digit_strings and find_root("fsdd")
-    except DataError as e: del wanted["digit-strings"]; print(f"without real digits: {e}")
+    try: any(wanted[kind] for kind in RECORDED) and find_root("fsdd")
+    except DataError as e: wanted = {kind: n for kind, n in wanted.items() if kind not in RECORDED}; print(f"without real digits: {e}")
     parts = [(kind, min(PART, n - start), data.seed * 1000 + start // PART) for kind, n in wanted.items() for start in range(0, n, PART)]
     missing = [part for part in parts if not (_folder(*part) / "rows.json").exists()]
     if sum(n for _, n, _ in missing) <= 200:                      # too few to be worth a process
