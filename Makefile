@@ -28,6 +28,11 @@ results: $(VENV)/ready          ## measure what is shipped and renew the README'
 	$(EVAL)/tiny-barista.json --data barista
 	$(EVAL)/encoder-barista.json --data barista --part encoder
 	$(EVAL)/encoder-fsdd-nicolas.json --data fsdd:nicolas --part encoder
+	$(EVAL)/tiny-units-asr-test_voices.json --data world:test_voices --model tiny-units
+	$(EVAL)/tiny-units-qa-test_voices.json --data world:test_voices --task qa --model tiny-units
+	$(EVAL)/tiny-units-spoken_qa-test_voices.json --data world:test_voices --task spoken_qa
+	$(EVAL)/tiny-units-lm-test_text.json --data world:test_text --part lm --input text --model tiny-units
+	$(EVAL)/resynthesis-test_voices.json --data world:test_voices --task resynthesis
 	$(BIN)/python -m speechllm_course.commands.figures
 
 study: $(VENV)/ready            ## compare every fusion choice (two hours on 2 cores; goes on where it stopped)

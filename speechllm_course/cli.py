@@ -46,7 +46,7 @@ def tour(preset: Annotated[str, typer.Option(help="which size; tiny runs on a la
     run(quick=quick, device=pick_device(device), out=out, seed=seed)
 
 @app.command()
-def build(artifacts: Annotated[Optional[list[str]], typer.Argument(help="corpus, lm, encoder, tiny (default: all)")] = None,
+def build(artifacts: Annotated[Optional[list[str]], typer.Argument(help="corpus, lm, encoder, tiny, judge, units, vocoder, tiny-units (default: all)")] = None,
           preset: Annotated[str, typer.Option(help="which size; tiny is the one that ships")] = "tiny",
           out: Annotated[Optional[Path], typer.Option(help="folder to write to (default: the package's data folder)")] = None,
           quick: Annotated[bool, typer.Option(help="a few steps each, to see that the recipes run")] = False):
@@ -71,9 +71,25 @@ def transcribe(files: Annotated[list[Path], typer.Argument(help="recordings of u
 
 @app.command()
 def ask(file: Annotated[Path, typer.Argument(help="a recording of up to 60 s")], prompt: Annotated[str, typer.Option(help="what to do with it")] = "answer",
-        model: Annotated[str, typer.Option(help="a shipped model or a folder")] = "tiny", device: Device = "auto"):
-    """Answer a spoken question or request. Example: speechllm ask question.wav"""
-    _listen([file], prompt, model, True, pick_device(device), names=False)
+        model: Annotated[Optional[str], typer.Option(help="a shipped model or a folder (default: tiny; tiny-units with --speak)")] = None,
+        speak: Annotated[Optional[Path], typer.Option(help="write a spoken answer to this WAV file")] = None,
+        voice: Annotated[Optional[Path], typer.Option(help="a recording whose voice the answer copies (with --speak)")] = None, device: Device = "auto"):
+    """Answer a spoken question or request. Example: speechllm ask question.wav --speak answer.wav"""
+    if voice and not speak: raise typer.BadParameter("--voice needs --speak: only a spoken answer has a voice")
+    if speak: return _speak(file, prompt, model or "tiny-units", speak, voice, pick_device(device))
+    _listen([file], prompt, model or "tiny", True, pick_device(device), names=False)
+
+def _speak(file, prompt, model, out, voice, device):
+    "Answer aloud: the text is printed, the speech written."
+    from speechllm_course.audio import load_audio, save_audio
+    clip, voice = load_audio(file), voice and load_audio(voice)
+    from speechllm_course.commands.spoken import load_any
+    from speechllm_course.sequences import ALOUD
+    from speechllm_course.vocoder import voice_vector
+    text, waveform = load_any(model, device, vocoder=True).speech(clip, ALOUD[0] if prompt == "answer" else prompt, voice=None if voice is None else voice_vector(voice))
+    print(text)
+    if not len(waveform): raise ValueError(f"{file}: the reply has no speech; ask with the prompt {ALOUD[0]!r}")
+    save_audio(waveform, out)
 
 def _listen(files, prompt, model, strict, device, names=True):
     "Shared by transcribe and ask: the good files are answered, the bad ones named."
@@ -85,9 +101,9 @@ def _listen(files, prompt, model, strict, device, names=True):
             if strict: raise
             say(f"error: {e}"); bad += 1
     if clips:
+        from speechllm_course.commands.spoken import load_any
         from speechllm_course.lm import CutReply
-        from speechllm_course.processor import load_model
-        speech_llm = load_model(model, device)
+        speech_llm = load_any(model, device)
         for file, waveform in clips:
             if (share := clipped_share(waveform)) > .01: say(f"warning: {file}: {share:.0%} of the samples are clipped; words may be wrong")
             with warnings.catch_warnings(record=True) as cut:
@@ -100,17 +116,17 @@ def _listen(files, prompt, model, strict, device, names=True):
 
 @app.command(name="eval")
 def eval_(data: Annotated[str, typer.Option(help="world:SPLIT, fsdd, fsdd:SPEAKER, barista, or a folder with metadata.csv")], root: Annotated[Optional[Path], typer.Option(help="folder that holds fsdd/, barista/")] = None,
-          task: Annotated[Optional[str], typer.Option(help="asr, qa, command, order, digit, manner, refuse or answer (default: the corpus's own)")] = None,
+          task: Annotated[Optional[str], typer.Option(help="asr, qa, command, order, digit, manner, refuse, answer, spoken_qa or resynthesis (default: the corpus's own)")] = None,
           part: Annotated[str, typer.Option(help="all, encoder or lm")] = "all", input: Annotated[str, typer.Option(help="audio, or text: the transcript instead of the clip")] = "audio",
           model: Annotated[str, typer.Option(help="a shipped model or a folder")] = "tiny", committed: Annotated[bool, typer.Option(help="only the clips that travel with the package, even where more can be synthesised")] = False,
           world_seed: Annotated[int, typer.Option(help="of a full split; another seed is a regenerated world")] = 0, limit: Annotated[int, typer.Option(help="clips at most (0: all)")] = 0,
           diagnose: Annotated[bool, typer.Option(help="is it listening? swap and silence the audio too")] = False, strict: Annotated[bool, typer.Option(help="fail on a broken clip")] = False,
           as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False, out: Annotated[Optional[Path], typer.Option(help="write the JSON here too")] = None, device: Device = "auto"):
     """Measure a model on a corpus. Example: speechllm eval --data world:test_voices --task qa --json"""
-    from speechllm_course.commands.evaluation import run, show
+    from speechllm_course.commands.evaluation import SPOKEN, run, show
     from speechllm_course.evaluate import TASKS
     choose("--part", part, ("all", "encoder", "lm")); choose("--input", input, ("audio", "text"))
-    if task: choose("--task", task, TASKS)
+    if task: choose("--task", task, TASKS + SPOKEN)
     result = run(data, root, task, part, input, model, committed, world_seed, limit, diagnose, strict, pick_device(device), say)
     if out:
         from speechllm_course.commands.report import write_text

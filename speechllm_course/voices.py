@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ACCENTS', 'PACES', 'PITCHES', 'TRAIN_VOICES', 'VALID_VOICES', 'TEST_VOICES', 'VOICES', 'FLITE_VOICES',
-           'SynthesiserMissing', 'can_synthesise', 'Voice', 'random_voice', 'speak', 'can_flite', 'speak_flite',
-           'median_pitch', 'pitch_class']
+           'SynthesiserMissing', 'can_synthesise', 'Voice', 'random_voice', 'speak', 'speak_phones', 'can_flite',
+           'speak_flite', 'median_pitch', 'pitch_class']
 
 # %% ../nbs/02b_voices.ipynb #voices-003
-import ctypes, io, os, random, shutil, subprocess
+import ctypes, io, itertools, os, random, shutil, subprocess
 from dataclasses import dataclass
 from functools import cache
 
@@ -35,21 +35,30 @@ class SynthesiserMissing(ImportError):
     "eSpeak NG is not installed."
 
 # %% ../nbs/02b_voices.ipynb #voices-009
+class _Id(ctypes.Union): _fields_ = [("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8)]
+
+class _Event(ctypes.Structure):
+    "What happens at which sample: eSpeak NG's `espeak_EVENT`."
+    _fields_ = [("type", ctypes.c_int), ("unique", ctypes.c_uint), ("text_position", ctypes.c_int), ("length", ctypes.c_int),
+                ("milliseconds", ctypes.c_int), ("sample", ctypes.c_int), ("user", ctypes.c_void_p), ("id", _Id)]
+
 @cache
 def _engine():
-    "Load eSpeak NG once for this process and collect its samples in a list."
+    "Load eSpeak NG once for this process and collect its samples, and the phones among its events, in lists."
     try: import espeakng_loader
     except ImportError: raise SynthesiserMissing("eSpeak NG is not installed; run: pip install 'speechllm_course[tts]'") from None
     library = ctypes.CDLL(espeakng_loader.get_library_path())
-    chunks, current = [], {}
-    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+    chunks, phones, current = [], [], {}
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
     def collect(samples, count, events):
         if samples and count: chunks.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
+        for event in itertools.takewhile(lambda e: e.type, events or ()):                      # type 0 ends the list, 7 is a phone
+            if event.type == 7: phones.append((event.sample, event.id.string.decode("utf-8", "ignore")))
         return 0
-    rate = library.espeak_Initialize(2, 0, os.fsencode(espeakng_loader.get_data_path()), 0)  # 2 = synchronous: the callback gets the samples before espeak_Synth returns
+    rate = library.espeak_Initialize(2, 0, os.fsencode(espeakng_loader.get_data_path()), 1 | 2)  # 2 = synchronous: the callback gets the samples before espeak_Synth returns; 1 | 2 = events for phones, in IPA
     if rate <= 0: raise SynthesiserMissing("eSpeak NG found no voice data; run: pip install --force-reinstall espeakng-loader")
     library.espeak_SetSynthCallback(collect)
-    return library, rate, chunks, current, collect  # `collect` must stay alive as long as the library does
+    return library, rate, chunks, phones, current, collect  # `collect` must stay alive as long as the library does
 
 def can_synthesise() -> bool: # True when eSpeak NG is installed
     "Whether new speech can be made on this machine."
@@ -80,13 +89,10 @@ def random_voice(
     return Voice(rng.choice(VOICES[split]), rng.choice(list(ACCENTS)), rng.randint(*PACES[pace]), rng.randint(20, 80), rng.randint(25, 75))
 
 # %% ../nbs/02b_voices.ipynb #voices-012
-def speak(
-    text:str, # English words
-    voice:Voice=Voice(), # who says them
-) -> torch.Tensor: # (samples,) float32 at 16 kHz, peak 0.5 to 0.9 depending on the voice
-    "Synthesise speech with eSpeak NG, far faster than real time. Raises `SynthesiserMissing` without it."
-    library, rate, chunks, current, _ = _engine()
-    chunks.clear()
+def _say(text, voice):
+    "Waveform (samples,) at 16 kHz, and [(second, phone), …] as eSpeak NG names them, stress marks included."
+    library, rate, chunks, phones, current, _ = _engine()
+    chunks.clear(); phones.clear()
     name = f"{ACCENTS.get(voice.accent, voice.accent)}+{voice.name}"
     if current.get("name") != name:  # reading a voice costs more than speaking a sentence
         if library.espeak_SetVoiceByName(name.encode()): raise ValueError(f"voice {voice.name!r}: eSpeak NG does not know it; see VOICES")
@@ -97,7 +103,23 @@ def speak(
     library.espeak_Synchronize()
     if not chunks: raise ValueError(f"{text!r}: eSpeak NG said nothing; give it a word")
     samples = np.concatenate(chunks).astype(np.float32) / 32768
-    return torch.from_numpy(soxr.resample(samples, rate, SAMPLE_RATE))
+    return torch.from_numpy(soxr.resample(samples, rate, SAMPLE_RATE)), [(sample / rate, phone) for sample, phone in phones]
+
+def speak(
+    text:str, # English words
+    voice:Voice=Voice(), # who says them
+) -> torch.Tensor: # (samples,) float32 at 16 kHz, peak 0.5 to 0.9 depending on the voice
+    "Synthesise speech with eSpeak NG, far faster than real time. Raises `SynthesiserMissing` without it."
+    return _say(text, voice)[0]
+
+# %% ../nbs/02b_voices.ipynb #voices-032
+def speak_phones(
+    text:str, # English words
+    voice:Voice=Voice(), # who says them
+) -> tuple: # (waveform (samples,) at 16 kHz, [(second, phone), …])
+    "Synthesise speech, and say at which second each phone (IPA, without stress marks; empty for a pause) begins."
+    waveform, phones = _say(text, voice)
+    return waveform, [(second, phone.strip("ˈˌ")) for second, phone in phones]
 
 # %% ../nbs/02b_voices.ipynb #voices-027
 FLITE_VOICES = dict(train=("kal16", "awb", "rms"), test=("slt",))

@@ -154,7 +154,59 @@ def mix_norm_of_clips(states): return centred(torch.stack(states), (2, 3)).mean(
 def mix_rms(states): x = torch.stack(states); return (x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()).mean(0)
 def mix_sum(states): return centred(torch.stack(states)).sum(0)
 def mix_no_floor(states): return centred(torch.stack(states), eps=0.).mean(0)
+def magnitude_times(w, f): return w * f
+def magnitude_not_a_number(w, f): return w * f / f.abs()
+def magnitude_no_phase(w, f): return w + 0j
+def magnitude_of_the_sound(w, f): return torch.where(f == 0, w + 0j, f)
+def pace_each_run(n, factor): return (n * factor).round().long().clamp(min=1)
+def pace_each_run_up(n, factor): return (n * factor).ceil().long()
+def pace_ends(n, factor): e = (n.cumsum(0) * factor).round().long(); return e.diff(prepend=e.new_zeros(1))
+def pace_no_first_run(n, factor): return (n.cumsum(0) * factor).round().long().diff().clamp(min=1)
+def pace_no_rounding(n, factor): return (n * factor).clamp(min=1)
+def pace_cut_off(n, factor): e = (n.cumsum(0) * factor + 1e-4).long(); return e.diff(prepend=e.new_zeros(1)).clamp(min=1)
+def runs_not_a_logarithm(x, n): r = n > 0; return (x[r] - n[r]).square().mean()
+def runs_minus_infinity(x, n): return ((x - n.log()).square() * (n > 0)).sum() / (n > 0).sum()
+def runs_of_padding(x, n): return (x - n.clamp(min=1).log()).square().mean()
+def runs_by_all_places(x, n): return ((x - n.clamp(min=1).log()).square() * (n > 0)).mean()
+def runs_absolute(x, n): r = n > 0; return (x[r] - n[r].log()).abs().mean()
+def runs_clip_by_clip(x, n): return torch.stack([(a[b > 0] - b[b > 0].log()).square().mean() for a, b in zip(x, n)]).mean()
+
+def lloyd_of(points, centres, distance=None, mean=lambda x: x.mean(0), empty=lambda c: c, best="argmin"):
+    ids = getattr(torch.cdist(points, centres) if distance is None else distance(points, centres), best)(1)
+    return torch.stack([mean(points[ids == k]) if (ids == k).any() else empty(centres[k]) for k in range(len(centres))])
+def lloyd_nan(p, c): return lloyd_of(p, c, empty=lambda c: c * torch.nan)
+def lloyd_origin(p, c): return lloyd_of(p, c, empty=torch.zeros_like)
+def lloyd_dropped(p, c): ids = torch.cdist(p, c).argmin(1); return torch.stack([p[ids == k].mean(0) for k in ids.unique()])
+def lloyd_sums(p, c): return lloyd_of(p, c, mean=lambda x: x.sum(0))
+def lloyd_dot_product(p, c): return lloyd_of(p, c, lambda p, c: -(p @ c.T))
+def lloyd_farthest(p, c): return lloyd_of(p, c, best="argmax")
+def lloyd_in_place(p, c):
+    ids = torch.cdist(p, c).argmin(1)
+    for k in ids.unique(): c[k] = p[ids == k].mean(0)
+    return c
+def spans_of(ids, end=1, last=True, value=False):
+    ids, found, begin = ids.tolist(), [], 0
+    for t in range(1, len(ids) + last):
+        if t == len(ids) or ids[t] != ids[begin]: found.append((ids[begin], begin, t - 1 + end)); begin = t
+    return [s for s in found if s[0]] if value else found
+def spans_without_last(ids): return spans_of(ids, last=False)
+def spans_inclusive(ids): return spans_of(ids, end=0)
+def spans_of_units(ids): ids = ids.tolist(); return [(u, ids.index(u), ids.index(u) + ids.count(u)) for u in dict.fromkeys(ids)]
+def spans_unit_zero_is_nothing(ids): return spans_of(ids, value=True)
+def spans_of_tensors(ids): return [(ids[b], b, e) for _, b, e in spans_of(ids)]
+def delay_rolled(codes, empty): return torch.stack([row.roll(q) for q, row in enumerate(codes)])
+def delayed(codes, steps, fill):
+    Q, T = codes.shape; out = torch.full((Q, T + Q - 1), fill)
+    for q in range(Q): out[q, steps(q, Q):steps(q, Q) + T] = codes[q]
+    return out
+def delay_first_row(codes, empty): return delayed(codes, lambda q, Q: Q - 1 - q, empty)
+def delay_zeros(codes, empty): return delayed(codes, lambda q, Q: q, 0)
+def delay_one_step(codes, empty): return delayed(codes, lambda q, Q: min(q, 1), empty)
 BUGS = [  # (lesson, exercise, bug, part of its message)
+    ("11", "lloyd_step", lloyd_nan, "mean of nothing"), ("11", "lloyd_step", lloyd_origin, "went to the origin"), ("11", "lloyd_step", lloyd_dropped, "K stays as it is"), ("11", "lloyd_step", lloyd_sums, "divide by how many"),
+    ("11", "lloyd_step", lloyd_dot_product, "squared length"), ("11", "lloyd_step", lloyd_farthest, "smallest distance"), ("11", "lloyd_step", lloyd_in_place, "build new ones"),
+    ("11", "spans", spans_without_last, "the last run ends with the clip"), ("11", "spans", spans_inclusive, "plus one"), ("11", "spans", spans_of_units, "comes back"), ("11", "spans", spans_unit_zero_is_nothing, "a unit like any other"), ("11", "spans", spans_of_tensors, "plain integers"),
+    ("11", "delay", delay_rolled, "came round at the front"), ("11", "delay", delay_first_row, "the second was not"), ("11", "delay", delay_zeros, "hold 9"), ("11", "delay", delay_one_step, "by two steps"),
     ("08", "weighted_sum", sum_raw, "gave 0"), ("08", "weighted_sum", sum_not_mean, "add up to 1"), ("08", "weighted_sum", sum_divided, "do not divide"), ("08", "weighted_sum", sum_reversed, "its own place"), ("08", "weighted_sum", sum_detached, "never be learned"),
     ("08", "attention_shares", shares_over_batch, "over the clips of the batch"), ("08", "attention_shares", shares_no_mask, "the padded frame has a share"), ("08", "attention_shares", shares_mask_after, "mask the scores"),
     ("08", "attention_shares", shares_unscaled, "root of the key's width"), ("08", "attention_shares", shares_infinite, "instead of minus infinity"), ("08", "attention_shares", shares_of_nothing, "multiply by the mask"),
@@ -189,6 +241,11 @@ BUGS = [  # (lesson, exercise, bug, part of its message)
     ("09", "cut_windows", windows_drop, "instead of dropping"), ("09", "cut_windows", windows_strided, "neighbours in time"), ("09", "cut_windows", windows_tail_is_real, "pad the mask with False"),
     ("09", "cut_windows", windows_keep_padding, "still holds numbers"), ("09", "cut_windows", windows_one_mask, "every frame of every window"),
     ("09", "gated_add", gate_sigmoid, "must be shut"), ("09", "gated_add", gate_everywhere, "has no audio, and changed"), ("09", "gated_add", gate_unbounded, "not bounded"), ("09", "gated_add", gate_fades, "the text stays"),
+    ("12", "keep_magnitude", magnitude_times, "multiplies the magnitudes"), ("12", "keep_magnitude", magnitude_not_a_number, "0 / 0"), ("12", "keep_magnitude", magnitude_no_phase, "all phases are zero"), ("12", "keep_magnitude", magnitude_of_the_sound, "still those of the sound"),
+    ("12", "change_pace", pace_each_run, "as fast as before"), ("12", "change_pace", pace_each_run_up, "became factor 2"), ("12", "change_pace", pace_ends, "a run of length 0"), ("12", "change_pace", pace_no_first_run, "begins at 0"),
+    ("12", "change_pace", pace_no_rounding, "whole numbers"), ("12", "change_pace", pace_cut_off, "half of 3 is 1.5"),
+    ("12", "run_length_loss", runs_not_a_logarithm, "is the logarithm of the length"), ("12", "run_length_loss", runs_minus_infinity, "minus infinity"), ("12", "run_length_loss", runs_of_padding, "predicted for padding"),
+    ("12", "run_length_loss", runs_by_all_places, "all six places"), ("12", "run_length_loss", runs_absolute, "is squared"), ("12", "run_length_loss", runs_clip_by_clip, "one by one"),
 ]
 
 @pytest.mark.parametrize("lesson", lessons())

@@ -8,8 +8,9 @@ from speechllm_course.corpus import COMMITTED, cache_dir, data_dir, synthesise, 
 from speechllm_course.optimise import ConfigError
 from speechllm_course.voices import can_flite
 
-ARTIFACTS = ("corpus", "lm", "encoder", "tiny")
-RECIPES = {"lm": ["lm-1-world", "lm-2-sums", "lm-3-sums"], "encoder": ["encoder-1-clear", "encoder-2-rough", "encoder-3-digits", "encoder-4-digits"], "tiny": ["tiny-1-connector", "tiny-2-joint", "tiny-3-longer", "tiny-4-questions"]}
+ARTIFACTS = ("corpus", "lm", "encoder", "tiny", "judge", "units", "vocoder", "tiny-units")
+RECIPES = {"lm": ["lm-1-world", "lm-2-sums", "lm-3-sums"], "encoder": ["encoder-1-clear", "encoder-2-rough", "encoder-3-digits", "encoder-4-digits"], "tiny": ["tiny-1-connector", "tiny-2-joint", "tiny-3-longer", "tiny-4-questions"],
+           "judge": ["judge-1-clear", "judge-2-rough"], "units": ["units-1-layer4"], "vocoder": ["vocoder-1-clean"], "tiny-units": ["tiny-units-1-language", "tiny-units-2-cross", "tiny-units-3-chain"]}
 
 def build_corpus(folder, quick):
     "The clips that travel with the package, one Parquet file a split."
@@ -25,7 +26,7 @@ def build_model(name, out, quick):
     for recipe in RECIPES[name]:
         config = read_config(Path(__file__).parent / f"{recipe}.yaml")
         config.out = str(runs / recipe)
-        if out != data_dir(): config.encoder, config.lm = (str(out / n) if (out / n).is_dir() else n for n in (config.encoder, config.lm))
+        if out != data_dir(): config.encoder, config.lm, config.units = (str(out / n) if (out / n).is_dir() else n for n in (config.encoder, config.lm, config.units))
         if config.start: config.start = str(runs / config.start)
         if quick:
             config.train.update(steps=4, log_every=2); config.out += "-quick"

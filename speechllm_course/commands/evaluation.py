@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from speechllm_course import evaluate, world
+from speechllm_course.commands.spoken import SPOKEN, is_unit_model, load_any, resynthesis, spoken_qa
 from speechllm_course.corpus import SPLITS, DataError, cache_dir, decode_rows, find_artifact, load_world
 from speechllm_course.recordings import SOURCES, find_root, load_barista, load_folder, load_fsdd, load_librispeech
 from speechllm_course.voices import can_flite, can_synthesise
@@ -16,7 +17,7 @@ def load(data, root=None, committed=False, seed=0, task=None):
         part = part or "test_voices"
         if committed and seed: raise DataError(f"--world-seed {seed}: the committed clips are of one world only; drop --committed, or --world-seed")
         full = seed != 0 or part.startswith("test") and not committed and (can_flite() if part == "test_synthesiser" else can_synthesise())
-        return load_world(part, full, seed, task=task if task in world.TASKS else None), "asr"
+        return load_world(part, full, seed, task=task if task in world.TASKS else "qa" if task == "spoken_qa" else None), "asr"
     if name == "fsdd": return load_fsdd(part or None, root), "digit"
     if name == "barista": return load_barista(root), "order"
     folder = Path(data)
@@ -32,49 +33,66 @@ def run(data, root, task, part, input, model, committed, seed, limit, diagnose, 
     if part == "lm" and input == "audio": raise DataError("--part lm reads, it does not hear; add --input text")
     if part == "encoder" and input == "text": raise DataError("--part encoder hears, it does not read; drop --input text")
     dataset, natural = load(data, root, committed, seed, task)
+    if task in SPOKEN:
+        if part != "all" or input != "audio": raise DataError(f"--task {task} hears and speaks; drop --part and --input")
+        model = "tiny-units" if model == "tiny" else model
     task = task or ("answer" if input == "text" and data.startswith("world") else natural)
     if limit: dataset = dataset.select(range(min(limit, len(dataset))))
     if input == "text": rows, waveforms, skipped = list(dataset.remove_columns("audio")), None, []
     else: rows, waveforms, skipped = decode_rows(dataset, strict)
     if skipped: say(f"{len(skipped)} clips skipped: {'; '.join(skipped[:5])}{' …' if len(skipped) > 5 else ''}")
     if not rows: raise DataError(f"{data}: no clip can be used")
+    if task in SPOKEN: return _spoken(data, task, model, device, seed, rows, waveforms, skipped)
     chosen = evaluate.examples(rows, task)
     if part == "encoder" and task not in ("asr", "order", "digit"): raise DataError(f"--part encoder can only transcribe; --task {task} needs the language model")
     if part == "encoder" and task == "digit": task, chosen = "asr", [(i, prompt, rows[i]["text"]) for i, prompt, _ in chosen]
     if input == "text" and not any(rows[i]["text"] for i, _, _ in chosen): raise DataError(f"{data}: has no transcripts to read; drop --input text")
-    whole, subject, tokenizer = subject_of(part, model, device)
+    whole, subject, tokenizer = subject_of("lm" if input == "text" and is_unit_model(model) else part, model, device)
     began = time.perf_counter()
-    replies = evaluate.predict(subject, tokenizer, rows, waveforms, chosen, part, input)
+    replies = evaluate.predict(subject, tokenizer, rows, waveforms, chosen, "lm" if input == "text" and is_unit_model(model) else part, input)
     seconds = time.perf_counter() - began
-    hardware = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    result = dict(hardware=hardware, data=data, split=data.partition(":")[2] or None, task=task, part=part, input=input, model=part if model == "tiny" and part != "all" else str(model), device=device, seed=seed if data.startswith("world") else None,
+    result = dict(hardware=_hardware(device), data=data, split=data.partition(":")[2] or None, task=task, part=part, input=input, model=part if model == "tiny" and part != "all" else str(model), device=device, seed=seed if data.startswith("world") else None,
                   **evaluate.score(rows, chosen, replies, task), skipped=len(skipped), seconds=round(seconds, 1),
                   audio_seconds=None if input == "text" else round(sum(len(waveforms[i]) for i, _, _ in chosen) / 16_000, 1))
     if diagnose and part == "all" and input == "audio": result["listening"] = evaluate.listening_test(whole, tokenizer, rows, waveforms, "qa" if task == "asr" and any(r["task"] == "qa" for r in rows) else task)
     return result
 
+def _hardware(device): return torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+
+def _spoken(data, task, model, device, seed, rows, waveforms, skipped):
+    "Tasks whose replies are heard by the judge."
+    whole, began = load_any(model, device, vocoder=True), time.perf_counter()
+    figures = (spoken_qa if task == "spoken_qa" else resynthesis)(whole, rows, waveforms)
+    return dict(hardware=_hardware(device), data=data, split=data.partition(":")[2] or None, task=task, part="all", input="audio", model=str(model), device=device, seed=seed if data.startswith("world") else None,
+                **figures, skipped=len(skipped), seconds=round(time.perf_counter() - began, 1), audio_seconds=round(sum(map(len, waveforms)) / 16_000, 1))
+
 def subject_of(part, model, device):
     "(the whole speech LLM or None, what is evaluated, its tokenizer)."
     from transformers import AutoTokenizer
     from speechllm_course.lm import load_lm
-    from speechllm_course.processor import load_model
     folder = find_artifact(model)
+    if is_unit_model(model):
+        if part == "encoder": raise DataError(f"--part encoder: {model} hears in units and has no transcribing encoder of its own; use --model tiny")
+        whole = load_any(model, device)
+        return whole, whole.lm if part == "lm" else whole, whole.tokenizer
     if part == "lm" and model == "tiny": lm, tokenizer = load_lm("lm", device); return None, lm, tokenizer
     if part == "lm" and (folder / "config.json").exists() and "speechllm" not in (folder / "config.json").read_text(): lm, tokenizer = load_lm(folder, device); return None, lm, tokenizer
     if part == "encoder" and model == "tiny" or (folder / "preprocessor_config.json").exists() and not (folder / "slots.json").exists():
         from speechllm_course.encoders import SpeechEncoder
         encoder = SpeechEncoder.from_pretrained(find_artifact("encoder") if model == "tiny" else folder).to(device)
         if part == "encoder": return None, encoder.model, AutoTokenizer.from_pretrained(find_artifact("lm"))
-    whole = load_model(model, device)
+    whole = load_any(model, device)
     subject = {"all": whole, "encoder": whole.model.encoder.model, "lm": evaluate.inner_lm(whole) if part == "lm" else None}[part]
     return whole, subject, whole.processor.tokenizer
 
 def show(result):
     "One result for people."
     percent = lambda x: "-" if x is None else f"{100 * x:.1f} %"
-    main = f"WER {percent(result['wer'])}" if result["task"] == "asr" else f"exact {percent(result['exact'])}"
+    main = f"WER {percent(result['wer'])}" if result["wer"] is not None else f"exact {percent(result['exact'])}"
     low, high = result["ci95"]
     lines = [f"{result['data']}, {result['task']} ({result['part']}, {result['input']}): {main}, 95 % interval {percent(low)} to {percent(high)}, n = {result['n']}, {result['seconds']} s"]
+    if "text_exact" in result: lines.append(f"the text of the same replies is exact in {percent(result['text_exact'])}; {result['silent']} replies without speech")
+    if "natural_wer" in result: lines.append(f"the clips themselves: WER {percent(result['natural_wer'])}; mel distance with the true run lengths {result['mel_distance']:.1f} dB")
     if result["refused"] is not None: lines.append(f"refused {percent(result['refused'])} of what must be refused, {percent(result['over_refused'])} of what must not")
     if "listening" in result: lines.append("exact with the right audio {right:.1%}, with somebody else's {swapped:.1%}, with silence {silence:.1%}".format(**result["listening"]))
     return "\n".join(lines)

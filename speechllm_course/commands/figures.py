@@ -14,6 +14,9 @@ ROWS = [  # (file, what, which figure)
     ("tiny-asr-test_synthesiser", "`tiny`, transcripts, unseen texts in an unseen voice of Flite", "wer"),
     ("tiny-qa-test_voices", "`tiny`, spoken questions, unseen voices", "exact"), ("lm-qa-test_voices", "the same questions in writing", "exact"),
     ("encoder-fsdd-nicolas", "encoder alone, real digits, a speaker never heard", "wer"), ("tiny-fsdd-nicolas", "`tiny`, real digits, a speaker never heard", "exact"), ("tiny-barista", "`tiny`, real coffee orders, exact intent and slots", "exact"),
+    ("tiny-units-asr-test_voices", "model of units `tiny-units`, transcripts, unseen voices", "wer"), ("tiny-units-qa-test_voices", "`tiny-units`, spoken questions, written answers", "exact"),
+    ("tiny-units-spoken_qa-test_voices", "`tiny-units`, spoken questions, spoken answers, as another encoder hears them", "exact"), ("tiny-units-lm-test_text", "`tiny-units`, written questions and requests, unseen texts", "exact"),
+    ("resynthesis-test_voices", "clips through units and the vocoder, as that encoder hears them", "wer"),
     ("encoder-barista", "keyword matcher on the encoder's transcript, the same orders", "exact"),
 ]
 

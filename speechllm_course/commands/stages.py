@@ -7,6 +7,7 @@ import torch, yaml
 from accelerate import PartialState
 
 from speechllm_course.commands.stores import SpeechData, encoded_store, training_store
+from speechllm_course.commands.unit_stages import unit_lm_stage, units_stage, vocoder_stage
 from speechllm_course.corpus import find_artifact
 from speechllm_course.optimise import Batches, ConfigError, TrainConfig, check_config, freeze
 from speechllm_course.train import train
@@ -23,13 +24,14 @@ class TextData:
 @dataclass
 class Stage:
     "One training run."
-    stage: str = "speechllm"      # lm, encoder or speechllm
+    stage: str = "speechllm"      # lm, encoder, speechllm, units, vocoder or unit_lm
     out: str = "runs/train"       # folder for checkpoints and the finished model
     model: dict = field(default_factory=dict)     # options of the model
     data: dict = field(default_factory=dict)      # SpeechData or TextData
     train: dict = field(default_factory=dict)     # TrainConfig
     encoder: str = "encoder"      # speechllm: a shipped encoder by name, or a folder
     lm: str = "lm"                # encoder, speechllm: the language model whose tokenizer or weights are used
+    units: str = "units"          # vocoder, unit_lm: a shipped unit tokenizer by name, or a folder
     start: str = ""               # continue from this trained model instead of fresh weights
     average: bool = False         # encoder, speechllm: save the mean of the weights before and after this stage
 
@@ -106,7 +108,7 @@ def _check_views(config, model):
     moving = next((n for n, _ in model.named_parameters() if n.startswith("model.encoder.") and any(re.search(p, n) for p in patterns)), None)
     if moving: raise ConfigError(f"data.views: the cache needs a frozen encoder, but train.trainable lets {moving} move; name other parameters, or set data.views: 0")
 
-STAGES = dict(lm=lm_stage, encoder=encoder_stage, speechllm=speechllm_stage)
+STAGES = dict(lm=lm_stage, encoder=encoder_stage, speechllm=speechllm_stage, units=units_stage, vocoder=vocoder_stage, unit_lm=unit_lm_stage)
 
 def run_stage(config:Stage, resume=False, dry_run=False, device="auto", quiet=False):
     "Train one stage and save the finished model in its out folder."
@@ -114,6 +116,7 @@ def run_stage(config:Stage, resume=False, dry_run=False, device="auto", quiet=Fa
     settings.out, settings.device = config.out, device
     if dry_run: config.data = _sample(config)
     torch.manual_seed(settings.seed)
+    if config.stage == "units": return units_stage(config)                # k-means: no steps
     model, batches, save = STAGES[config.stage](config)
     count = freeze(model, settings.trainable)
     print(f"{config.stage}: {sum(p.numel() for p in model.parameters()):,} parameters, {count:,} of them move")
@@ -125,7 +128,7 @@ def run_stage(config:Stage, resume=False, dry_run=False, device="auto", quiet=Fa
 
 def _sample(config):
     "The same data settings with a few clips of each kind: enough to check them and to time two steps."
-    if config.stage == "lm": return config.data
+    if config.stage in ("lm", "unit_lm"): return config.data if config.stage == "lm" else {**config.data, "clips": 50, "views": 1}
     data = check_config(dict(config.data), SpeechData)
     counts = {name: min(getattr(data, name), 50) for name in ("clips", "spoken_digits", "flite_clips", "digit_strings", "isolated_digits", "real_digits", "blended_digits")}
     return {**config.data, **counts, "views": min(data.views, 1)}

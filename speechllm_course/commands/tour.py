@@ -10,12 +10,15 @@ from speechllm_course.align import retrieval
 from speechllm_course.audio import log_mel, player, show_log_mel
 from speechllm_course.cache import cache_encoder
 from speechllm_course.commands.report import figure, table, write_report, write_text
+from speechllm_course.commands.spoken import judge, load_any
 from speechllm_course.corpus import DataError, cache_dir, data_dir, decode_rows, load_world
 from speechllm_course.encoder import encoder_features, transcribe
 from speechllm_course.optimise import Batches, TrainConfig
 from speechllm_course.processor import load_model, new_model, save_difference, speech_collate
 from speechllm_course.recordings import HELD_OUT_SPEAKER, load_barista, load_fsdd
+from speechllm_course.sequences import ALOUD
 from speechllm_course.train import train
+from speechllm_course.vocoder import voice_vector
 
 @dataclass
 class Tour:
@@ -146,8 +149,23 @@ def shipped(t):
     committed = " Some real recordings are not on this machine: " + "; ".join(missing) + "." if missing else ""
     return "The shipped model was trained longer and on many more voices with the same code." + committed, [table(shown), *parts]
 
+def spoken_answers(t):
+    "Ask aloud, and be answered aloud: the merged vocabulary."
+    model = load_any("tiny-units", t.device, vocoder=True)
+    asked = [i for i, row in enumerate(t.rows) if row["task"] == "qa"][:t.n(24)]
+    said = model.speech([t.waveforms[i] for i in asked], ALOUD[0])
+    heard = judge([waveform for _, waveform in said], t.device)
+    right = evaluate.exact([t.rows[i]["answer"] for i in asked], heard)
+    t.results["spoken answers"] = dict(exact=sum(right) / len(right), n=len(right))
+    print(f"  spoken answers, heard right by another encoder: {percent(sum(right) / len(right))} (n = {len(right)})")
+    own = voice_vector(t.waveforms[asked[0]])
+    parts = [part for i, (text, waveform), h in list(zip(asked, said, heard))[:3] if len(waveform) for part in (player(t.waveforms[i], t.rows[i]["text"]), player(waveform, f"answer: {text} (heard: {h})"))]
+    copied = model.speech(t.waveforms[asked[0]], ALOUD[0], voice=own)
+    if len(copied[1]): parts.append(player(copied[1], f"the first answer again, in the questioner's own voice: {copied[0]}"))
+    return f"Here speech is tokens: {model.units.K} units on top of the text tokens. The model writes down the question, answers in text, then in units, and a vocoder turns the units into sound. Another encoder, which took no part in it, hears the right answer in {percent(sum(right) / len(right))} of {len(right)} cases.", parts
+
 STAGES = [("Look and listen", look_and_listen, 5), ("The language model alone", language_model, 10), ("The encoder alone", encoder, 10), ("Train a connector live", connector, 45),
-          ("The dormancy gap", dormancy, 15), ("Multi-task training", multi_task, 75), ("The shipped model", shipped, 60)]
+          ("The dormancy gap", dormancy, 15), ("Multi-task training", multi_task, 75), ("The shipped model", shipped, 60), ("Spoken answers", spoken_answers, 15)]
 
 def run(quick=False, device="cpu", out=Path("runs/tour"), seed=0):
     "Walk through the stages; write report.html, results.json and the trained model."

@@ -1,0 +1,104 @@
+"Training stages of the merged vocabulary: units (k-means), vocoder, unit_lm."
+import random
+from dataclasses import dataclass, field
+
+import torch
+
+from speechllm_course.audio import log_mel_energy
+from speechllm_course.cache import ArrayStore, fingerprint
+from speechllm_course.commands.stores import SpeechData, encoded_store, training_store
+from speechllm_course.corpus import cache_dir, find_artifact
+from speechllm_course.lm import LabelLoss, load_lm
+from speechllm_course.optimise import Batches, ConfigError, check_config
+from speechllm_course.processor import load_ears
+from speechllm_course.sequences import UnitBatches
+from speechllm_course.units import UnitTokenizer, assign, dedup, fit_units
+from speechllm_course.vocab_merge import UnitSpeechLLM, add_units
+from speechllm_course.vocoder import Vocoder, VocoderConfig, vocoder_collate, voice_statistics
+from speechllm_course.voices import Voice, speak
+from speechllm_course.world import DIGITS, REFUSAL
+
+ANSWERING = Voice("m3", "american", 165, 45, 50)      # who says the answers that the model learns to speak
+
+@dataclass
+class UnitsModel:
+    "Which units."
+    layer: int = 4                # hidden state of the encoder
+    K: int = 500                  # how many units
+    frames: int = 200_000         # of the training clips, drawn at random
+
+@dataclass
+class UnitData:
+    "What a language model of units is trained on."
+    clips: int = 16000            # synthesised utterances, each heard in one random recording condition
+    spoken_digits: int = 0        # synthesised strings of digits besides
+    flite_clips: int = 0          # utterances in Flite's voices, where Flite is installed
+    seed: int = 100               # of texts and voices
+    views: int = 2                # fixed augmentations of every clip: the first is plain
+    batch: int = 32               # exchanges a batch
+    shares: dict = field(default_factory=lambda: dict(hear=1.))     # task → share, see `sequences.TASKS`
+    text_share: float = 0.0       # share of exchanges in text alone
+    questions: float = 0.0        # share of those that are questions alone
+
+def spoken_form(row):
+    "The words of an answer that can be said aloud, else None: settings and orders are written down."
+    if row["task"] == "digit": return " ".join(DIGITS[int(d)] for d in row["answer"].split())
+    return row["answer"] if row["task"] == "qa" or row["answer"] == REFUSAL else None
+
+def spoken_store(texts):
+    "Energies of texts in the answering voice, spoken once."
+    folder = cache_dir() / "energies" / f"answering-{fingerprint(texts, vars(ANSWERING))}"
+    if not (folder / "rows.json").exists(): print(f"speaking {len(texts):,} texts in the answering voice, once")
+    return ArrayStore(folder) if (folder / "rows.json").exists() else ArrayStore.write(folder, ((dict(id=f"answering-{i}", text=t), log_mel_energy(speak(t, ANSWERING).clamp(-1, 1))) for i, t in enumerate(texts)))
+
+def units_of(units, states):
+    "(ids, run lengths) of every clip of an encoded store."
+    return [dedup(assign(states[i][:, 0], units.centres)) for i in range(len(states))]
+
+def unit_rows(units, data:UnitData):
+    "Rows of training clips with units: of the clip, of its text and its answer in the answering voice."
+    store = training_store(SpeechData(clips=data.clips, spoken_digits=data.spoken_digits, flite_clips=data.flite_clips, seed=data.seed))
+    encoder = units.ears.model
+    states = encoded_store(encoder, store, data.views, [units.layer])
+    said = sorted({r["text"] for r in store.rows} | {form for r in store.rows if (form := spoken_form(r))})
+    voice = {text: ids.tolist() for text, (ids, _) in zip(said, units_of(units, encoded_store(encoder, spoken_store(said), 1, [units.layer])))}
+    rows = []
+    for row, (ids, _) in zip(states.rows, units_of(units, states)):
+        form = spoken_form(row)
+        rows.append({k: row[k] for k in ("text", "task", "answer", "pace", "accent") if k in row} | dict(units=ids.tolist(), said=voice[row["text"]], answer_units=voice.get(form)))
+    return rows
+
+def units_stage(config):
+    "Fit k-means on one layer of a frozen encoder; there is nothing to step through."
+    about, data = check_config(dict(config.model), UnitsModel), check_config(config.data, SpeechData)
+    ears, extractor = load_ears(config.encoder)
+    if not 0 <= about.layer <= ears.layers: raise ConfigError(f"model.layer: {about.layer} is not one of 0 to {ears.layers}")
+    states = encoded_store(ears.model, training_store(data), data.views or 1, [about.layer])
+    rng, frames, total = random.Random(data.seed), [], 0
+    for i in rng.sample(range(len(states)), len(states)):
+        frames.append(states[i][:, 0]); total += len(frames[-1])
+        if total >= about.frames: break
+    frames = torch.cat(frames)
+    print(f"units: {about.K} from {len(frames):,} frames of layer {about.layer}")
+    UnitTokenizer(ears, extractor, about.layer, fit_units(frames, about.K, data.seed)).save(config.out)
+    return []
+
+def vocoder_stage(config):
+    "Units, run lengths and a voice to log-mel energies."
+    data, units = check_config(config.data, SpeechData), UnitTokenizer.load(find_artifact(config.units))
+    store = training_store(data)
+    pairs = units_of(units, encoded_store(units.ears.model, store, 1, [units.layer]))
+    voices = torch.stack([voice_statistics(store[i], row["hz"]) for i, row in enumerate(store.rows)])
+    settings = VocoderConfig(units=units.K, **config.model)
+    model = Vocoder.from_pretrained(find_artifact(config.start), dtype=torch.float32, use_safetensors=True) if config.start else Vocoder(settings)
+    if not config.start: model.know_voices(voices)
+    batches = Batches([r["frames"] for r in store.rows], vocoder_collate(store, pairs, voices, settings), data.budget, data.seed)
+    return model, batches, lambda folder: model.half().save_pretrained(folder)
+
+def unit_lm_stage(config):
+    "A causal language model whose vocabulary has units."
+    data, units = check_config(config.data, UnitData), UnitTokenizer.load(find_artifact(config.units))
+    lm, tokenizer = load_lm(config.start or config.lm)
+    if not config.start: add_units(tokenizer, lm, units.K, **config.model)
+    batches = UnitBatches(tokenizer, unit_rows(units, data), data.batch, data.seed, data.shares, data.text_share, data.questions)
+    return LabelLoss(lm), batches, lambda folder: UnitSpeechLLM(lm, tokenizer, units).save(folder)

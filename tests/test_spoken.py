@@ -1,0 +1,73 @@
+"Speech out: a spoken question in, a spoken answer out, judged by an encoder that had no part in it."
+import json
+
+import pytest, torch, yaml
+
+from speechllm_course.audio import load_audio, save_audio
+from speechllm_course.commands.spoken import judge, load_any
+from speechllm_course.commands.stages import Stage, run_stage
+from speechllm_course.commands.unit_stages import spoken_form
+from speechllm_course.corpus import load_world
+from speechllm_course.optimise import ConfigError
+from speechllm_course.units import UnitTokenizer
+from speechllm_course.voices import can_synthesise
+from speechllm_course.world import REFUSAL
+
+@pytest.fixture(scope="module")
+def question(tmp_path_factory):
+    row = next(r for r in load_world("test_voices") if r["task"] == "qa")
+    return row, save_audio(tmp_path_factory.mktemp("spoken") / "question.wav", load_audio(row["audio"]))
+
+def test_ask_speaks(command, question, tmp_path):
+    row, path = question
+    code, text, err = command("ask", path, "--speak", tmp_path / "answer.wav")
+    assert code == 0 and text.strip() and not err
+    assert .1 < len(load_audio(tmp_path / "answer.wav")) / 16_000 < 20
+    code, again, _ = command("ask", path, "--speak", tmp_path / "copied.wav", "--voice", path)
+    assert code == 0 and again == text
+    assert not torch.equal(*(load_audio(tmp_path / f"{name}.wav")[:1000] for name in ("answer", "copied")))
+
+def test_a_model_of_units_answers_like_any_other(command, question):
+    code, out, err = command("ask", question[1], "--model", "tiny-units")
+    assert code == 0 and len(out.strip().splitlines()) == 1 and not err
+
+@pytest.mark.parametrize("more,code,part", [(["--voice", "v.wav"], 2, "--voice needs --speak"), (["--speak", "out.wav", "--model", "tiny"], 1, "no units to speak with"), (["--speak", "out.wav", "--voice", "none.wav"], 1, "no such file")])
+def test_ask_says_what_is_wrong(command, question, more, code, part):
+    got, _, err = command("ask", question[1], *more)
+    assert got == code and part in err and len(err.strip().splitlines()) == 1
+
+def test_eval_hears_the_answers(command):
+    code, out, _ = command("eval", "--data", "world:test_voices", "--task", "spoken_qa", "--committed", "--limit", 40, "--json")
+    result = json.loads(out)
+    assert code == 0 and result["task"] == "spoken_qa" and result["n"] >= 5 and 0 <= result["exact"] <= 1 and 0 <= result["text_exact"] <= 1
+    code, out, _ = command("eval", "--data", "world:test_voices", "--task", "resynthesis", "--committed", "--limit", 4, "--json")
+    result = json.loads(out)
+    assert code == 0 and result["natural_wer"] <= result["wer"] + .5 and result["mel_distance"] > 0
+    code, _, err = command("eval", "--data", "world:test_voices", "--task", "spoken_qa", "--part", "encoder")
+    assert code == 1 and "hears and speaks" in err
+    code, _, err = command("eval", "--data", "world:test_voices", "--model", "tiny-units", "--part", "encoder", "--committed")
+    assert code == 1 and "use --model tiny" in err
+
+def test_the_judge_hears_natural_speech_and_nothing_in_nothing():
+    rows = load_world("test_voices").select(range(5))
+    heard = judge([load_audio(r["audio"]) for r in rows] + [torch.zeros(0)])
+    assert sum(h == r["text"] for h, r in zip(heard, rows)) >= 3 and heard[-1] == ""
+
+def test_what_can_be_said_aloud():
+    assert spoken_form(dict(task="digit", answer="3 0")) == "three zero"
+    assert spoken_form(dict(task="qa", answer="paris")) == "paris" and spoken_form(dict(task="refuse", answer=REFUSAL)) == REFUSAL
+    assert spoken_form(dict(task="order", answer="drink=latte")) is None
+
+@pytest.mark.skipif(not can_synthesise(), reason="needs eSpeak NG: pip install 'speechllm_course[tts]'")
+def test_units_vocoder_and_language_model_from_config(tmp_path):
+    data = dict(clips=12, seed=1)
+    run_stage(Stage(stage="units", out=str(tmp_path / "units"), model=dict(K=20), data=data), device="cpu", quiet=True)
+    assert UnitTokenizer.load(tmp_path / "units").K == 20
+    stage = dict(units=str(tmp_path / "units"), train=dict(steps=2, log_every=1))
+    assert len(run_stage(Stage(stage="vocoder", out=str(tmp_path / "vocoder"), data=dict(data, clean=True, budget=2000), **stage), device="cpu", quiet=True)) == 2
+    run_stage(Stage(stage="unit_lm", out=str(tmp_path / "lm"), data=dict(data, views=1, batch=6, shares=dict(hear=.5, say=.25, chain=.25), text_share=.25), **stage), device="cpu", quiet=True)
+    model = load_any(tmp_path / "lm")
+    assert model.units.K == 20 and isinstance(model.answer(torch.zeros(8000)), str)
+    again = dict(stage, start=str(tmp_path / "lm"))
+    assert len(run_stage(Stage(stage="unit_lm", out=str(tmp_path / "lm2"), data=dict(data, views=1, batch=6), **again), device="cpu", quiet=True)) == 2
+    with pytest.raises(ConfigError, match="layer: 99"): run_stage(Stage(stage="units", out=str(tmp_path / "none"), model=dict(layer=99), data=data), device="cpu", quiet=True)
