@@ -138,7 +138,7 @@ def speed(out: Annotated[Optional[Path], typer.Option(help="write the JSON here 
     """Performance against what you would use instead. Example: speechllm bench speed --out speed.json"""
     checkout = Path(__file__).parent.parent / "tests" / "benchmarks"
     try:
-        import librosa  # noqa: F401  (the bench extra)
+        import faiss, librosa  # noqa: F401  (the bench extra)
         if not checkout.is_dir(): raise ImportError
     except ImportError: raise typer.BadParameter("bench speed needs a checkout of the repository and: pip install 'speechllm_course[bench]'") from None
     sys.path.insert(0, str(checkout))
@@ -155,6 +155,15 @@ def fusion(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few 
     for name in row or []: choose("--row", name, ROWS)
     if quick and transcripts: raise typer.BadParameter("--quick and --transcripts are two studies; choose one")
     run(out, quick, transcripts, row)
+
+@bench_app.command()
+def claim(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few steps: every row runs, no figure is evidence")] = False,
+          out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped (default: runs/claim.json)")] = None,
+          row: Annotated[Optional[list[str]], typer.Option(help="only this row; may be given several times")] = None):
+    """Conversion against a merged vocabulary: what of speech is left. Example: speechllm bench claim --quick"""
+    from speechllm_course.commands.claim_study import ROWS, run
+    for name in row or []: choose("--row", name, ROWS)
+    run(out, quick, row)
 
 @data_app.command("list")
 def data_list():

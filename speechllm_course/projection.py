@@ -82,6 +82,7 @@ class QFormer(Connector):
         self.positions = nn.Parameter(sinusoids(torch.arange(window), width)) if positions else None
         self.first_norm = nn.LayerNorm(hidden)
         self.layers = nn.ModuleList(QFormerLayer(hidden, width, heads, feedforward) for _ in range(at_least("layers", layers)))
+        for layer in self.layers: nn.init.constant_(layer.norms[0].weight, .1)               # ask quietly: what is heard must weigh more than the question
         self.project, self.norm = nn.Linear(hidden, d_lm), choose("output_norm", output_norm, OUTPUT_NORMS)(d_lm)
 
     @staticmethod

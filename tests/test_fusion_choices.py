@@ -71,7 +71,7 @@ def test_other_encoders_fit_the_same_slot(kind, post_process):
         features, mask = build_slot("post_process", post_process, width=encoder.width, layers=encoder.layers, d_lm=16)(out.hidden_states, out.mask)
     assert features.shape == (*out.mask.shape, encoder.width) and torch.equal(mask, out.mask) and bool(torch.isfinite(features).all())
 
-SMALL = Plan(clips=12, steps=1, budget=1500, pilot=1, rates=(1e-3, 2e-3), seeds=(0, 1), tests=12)
+SMALL = Plan(clips=12, steps=1, budget=1500, pilot=1, rates=(1e-3, 2e-3), seeds=(0, 1), tests=6)
 
 @pytest.fixture
 def small_study(monkeypatch): monkeypatch.setattr(fusion_study, "QUICK", SMALL); monkeypatch.setattr(fusion_study, "Plan", lambda: SMALL); monkeypatch.setattr(fusion_study, "can_synthesise", lambda: False)

@@ -9,7 +9,7 @@ from speechllm_course.commands.stages import Stage, run_stage
 from speechllm_course.commands.unit_stages import spoken_form
 from speechllm_course.corpus import load_world
 from speechllm_course.optimise import ConfigError
-from speechllm_course.units import UnitTokenizer
+from speechllm_course.unit_tokenizer import UnitTokenizer
 from speechllm_course.voices import can_synthesise
 from speechllm_course.world import REFUSAL
 

@@ -9,7 +9,8 @@ from speechllm_course.audio import SAMPLE_RATE
 from speechllm_course.corpus import data_dir, decode_rows, load_world
 from speechllm_course.encoders import SpeechEncoder
 from speechllm_course.processor import _identity, load_ears
-from speechllm_course.units import LayerFrames, UnitTokenizer, agreement, assign, dedup, fit_units, frame_step, purity, usage
+from speechllm_course.unit_tokenizer import LayerFrames, UnitTokenizer, agreement, frame_step
+from speechllm_course.units import assign, dedup, fit_units, purity, usage
 from speechllm_course.voices import Voice, can_synthesise, speak, speak_phones
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,7 @@ def test_tokenizer_says_what_is_wrong_with_its_input(units, clips):
 @pytest.mark.parametrize("size", [1280, 5120, 3000, 700, 250])
 @pytest.mark.parametrize("context", [0., .5, 100.])
 def test_stream_gives_every_frame_once(units, clip, size, context):
+    clip = clip[:16_000 + 300]                                                   # short pieces are many pieces
     pieces = list(units.stream(clip.split(size), context))
     assert len(pieces) == -(-len(clip) // size) and len(torch.cat(pieces)) == len(units.frames([clip])[0])
 
@@ -112,7 +114,7 @@ def test_stream_puts_no_edges_around_short_pieces(units, clip):
     assert [len(x) for x in units.stream([w[:100], w[100:300], w[300:]])] == [0, 0, 10]      # less than one window says nothing yet
 
 def test_agreement_grows_with_the_pieces(units, clips):
-    long = [w for w in clips if len(w) > 1.5 * SAMPLE_RATE]
+    long = [w for w in clips if len(w) > 1.5 * SAMPLE_RATE][:4]
     whole = torch.cat([assign(x, units.centres) for x in units.frames(long)])
     by_size = [agreement(torch.cat([torch.cat(list(units.stream(w.split(size)))) for w in long]), whole) for size in (1280, 12_800)]
     assert by_size[0] < by_size[1] <= 1

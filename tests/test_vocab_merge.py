@@ -246,7 +246,7 @@ def test_a_model_needs_its_parts(speaker):
 
 @pytest.fixture
 def own_ears(monkeypatch):
-    units = pytest.importorskip("speechllm_course.units")
+    units = pytest.importorskip("speechllm_course.unit_tokenizer")
     monkeypatch.setattr(units.UnitTokenizer, "load", classmethod(lambda cls, folder: Ears()))
 
 def test_saved_and_loaded(speaker, tmp_path, own_ears):

@@ -5,9 +5,10 @@ from transformers.models.seamless_m4t.modeling_seamless_m4t import SeamlessM4TCo
 
 from speechllm_course.audio import HOP, WINDOW, log_mel_energy, mel_filters
 from speechllm_course.encoder import with_edges
+from speechllm_course.griffin_lim import griffin_lim, linear_power, mel_distance
 from speechllm_course.optimise import Batches, TrainConfig
 from speechllm_course.train import train
-from speechllm_course.vocoder import (CodeHiFiGan, Vocoder, VocoderConfig, check_speech, expand, fit_length, griffin_lim, linear_power, load_vocoder, mel_distance,
+from speechllm_course.vocoder import (CodeHiFiGan, Vocoder, VocoderConfig, check_speech, expand, fit_length, load_vocoder,
     vocoder_collate, vocoder_loss, voice_statistics, voice_vector)
 from speechllm_course.voices import Voice, can_synthesise, speak
 

@@ -3,6 +3,7 @@ import json, re
 from pathlib import Path
 
 from speechllm_course.cache import fingerprint
+from speechllm_course.commands.claim_study import ASKED, PROBED, ROWS as ROWS_OF_THE_CLAIM
 from speechllm_course.commands.fusion_study import ROWS as ROWS_OF_THE_STUDY, draw_rows, spread
 from speechllm_course.commands.report import write_text
 
@@ -62,6 +63,21 @@ def fusion_table(folder:Path) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} | {mean['slot_parameters']:,.0f} | {mean['tokens_per_second']:.1f} | {mean['training_seconds']:.0f} | {1000 * mean['latency']:.0f} | {only} |")
     return "\n".join(lines)
 
+def claim_table(folder:Path) -> str:
+    "The README's table of conversion against a merged vocabulary: means over seeds, 95 % intervals over seeds."
+    path = folder / "claim.json"
+    if not path.exists(): return "Not measured yet; `speechllm bench claim --out data/results/claim.json` does it."
+    saved = json.loads(path.read_text())
+    seeds, n = len({r["seed"] for r in saved["rows"]}), saved["rows"][0]["n"]
+    head = ["row", "WER %", *(f"asked: {a} %" for a in ASKED), *(f"probe: {a} %" for a in PROBED), "positions a second", "training s"]
+    lines = [f"Measured on {saved['hardware']}; {seeds} seeds, n = {n:,} clips of unseen voices; ± is a 95 % interval over seeds.", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for name in ROWS_OF_THE_CLAIM:
+        runs = [r for r in saved["rows"] if r["row"] == name]
+        if not runs: continue
+        cells = [spread([100 * r["wer"] for r in runs]), *(spread([100 * r["manner_of"][a] for r in runs]) for a in ASKED), *(spread([100 * r["probes"]["language model"][a] for r in runs]) for a in PROBED)]
+        lines.append(f"| {name} | {' | '.join(cells)} | {sum(r['tokens_per_second'] for r in runs) / len(runs):.1f} | {sum(r['training_seconds'] for r in runs) / len(runs):.0f} |")
+    return "\n".join(lines)
+
 def fusion_figure(folder:Path):
     "Bars of the fusion study, with a dot for every seed."
     import matplotlib.pyplot as plt
@@ -74,7 +90,7 @@ def fusion_figure(folder:Path):
 
 def filled(readme:str, folder:Path) -> str:
     "The README with its tables renewed."
-    for name, made in (("results", results_table(folder)), ("fusion", fusion_table(folder)), ("speed", speed_table(folder / "speed.json"))):
+    for name, made in (("results", results_table(folder)), ("fusion", fusion_table(folder)), ("claim", claim_table(folder)), ("speed", speed_table(folder / "speed.json"))):
         readme = re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m: f"{m[1]}{made}\n{m[2]}", readme, flags=re.S)
     return readme
 

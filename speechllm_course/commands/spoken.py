@@ -6,10 +6,11 @@ from transformers import AutoTokenizer
 from speechllm_course import evaluate
 from speechllm_course.corpus import find_artifact
 from speechllm_course.encoder import Conformer, transcribe
+from speechllm_course.griffin_lim import mel_distance
 from speechllm_course.processor import load_model
 from speechllm_course.sequences import ALOUD
 from speechllm_course.vocab_merge import UnitSpeechLLM
-from speechllm_course.vocoder import load_vocoder, mel_distance, voice_vector
+from speechllm_course.vocoder import load_vocoder, voice_vector
 
 SPOKEN = ("spoken_qa", "resynthesis")      # tasks of eval whose replies are heard
 

@@ -1,4 +1,4 @@
-"Training stages from a config file: lm, encoder, speechllm. The shipped recipes are the YAML files beside this module."
+"Training stages from a config file. The shipped recipes are the YAML files beside this module."
 import difflib, re, resource, time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ class Stage:
     stage: str = "speechllm"      # lm, encoder, speechllm, units, vocoder or unit_lm
     out: str = "runs/train"       # folder for checkpoints and the finished model
     model: dict = field(default_factory=dict)     # options of the model
-    data: dict = field(default_factory=dict)      # SpeechData or TextData
+    data: dict = field(default_factory=dict)      # SpeechData, TextData or UnitData
     train: dict = field(default_factory=dict)     # TrainConfig
     encoder: str = "encoder"      # speechllm: a shipped encoder by name, or a folder
     lm: str = "lm"                # encoder, speechllm: the language model whose tokenizer or weights are used

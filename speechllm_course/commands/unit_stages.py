@@ -12,7 +12,8 @@ from speechllm_course.lm import LabelLoss, load_lm
 from speechllm_course.optimise import Batches, ConfigError, check_config
 from speechllm_course.processor import load_ears
 from speechllm_course.sequences import UnitBatches
-from speechllm_course.units import UnitTokenizer, assign, dedup, fit_units
+from speechllm_course.unit_tokenizer import UnitTokenizer
+from speechllm_course.units import assign, dedup, fit_units
 from speechllm_course.vocab_merge import UnitSpeechLLM, add_units
 from speechllm_course.vocoder import Vocoder, VocoderConfig, vocoder_collate, voice_statistics
 from speechllm_course.voices import Voice, speak
@@ -26,6 +27,8 @@ class UnitsModel:
     layer: int = 4                # hidden state of the encoder
     K: int = 500                  # how many units
     frames: int = 200_000         # of the training clips, drawn at random
+    starts: int = 1               # of k-means, to choose from
+    rounds: int = 10              # over all frames, after mini-batches
 
 @dataclass
 class UnitData:
@@ -65,7 +68,7 @@ def unit_rows(units, data:UnitData):
     rows = []
     for row, (ids, _) in zip(states.rows, units_of(units, states)):
         form = spoken_form(row)
-        rows.append({k: row[k] for k in ("text", "task", "answer", "pace", "accent") if k in row} | dict(units=ids.tolist(), said=voice[row["text"]], answer_units=voice.get(form)))
+        rows.append({k: row[k] for k in ("text", "task", "answer")} | dict(units=ids.tolist(), said=voice[row["text"]], answer_units=voice.get(form)))
     return rows
 
 def units_stage(config):
@@ -80,7 +83,7 @@ def units_stage(config):
         if total >= about.frames: break
     frames = torch.cat(frames)
     print(f"units: {about.K} from {len(frames):,} frames of layer {about.layer}")
-    UnitTokenizer(ears, extractor, about.layer, fit_units(frames, about.K, data.seed)).save(config.out)
+    UnitTokenizer(ears, extractor, about.layer, fit_units(frames, about.K, data.seed, about.starts, about.rounds)).save(config.out)
     return []
 
 def vocoder_stage(config):

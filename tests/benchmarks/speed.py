@@ -162,11 +162,56 @@ def slots():
             for start in range(0, T, qformer.window): qformer(clip[None, start:start + qformer.window], mask[:1, start:start + qformer.window]).embeds.sum().backward()
     return table + rows("window-level Q-Former", contest({"ours": windows, "loop over clips and windows": window_loop}, 3), "ours")
 
+def units():
+    "Units of 20,000 frames, K = 500: assigning them, and fitting the centres; how much worse than the best the fit is stands beside its time."
+    import faiss
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+    from speechllm_course.units import assign, fit_units
+    faiss.omp_set_num_threads(1)
+    K, D, generator = 500, 176, torch.Generator().manual_seed(0)
+    heaps = torch.randn(2000, D, generator=generator)                                # frames crowd around more places than there are units
+    frames = heaps[torch.randint(0, 2000, (60_000,), generator=generator)] + .7 * torch.randn(60_000, D, generator=generator)
+    fit = {"ours": lambda: fit_units(frames, K), "scikit-learn KMeans": lambda: torch.from_numpy(KMeans(K, n_init=1, random_state=0).fit(frames.numpy()).cluster_centers_)}
+    def by_faiss():
+        model = faiss.Kmeans(D, K, niter=25, seed=0, max_points_per_centroid=1000); model.train(frames.numpy())
+        return torch.from_numpy(model.centroids)
+    fit["faiss Kmeans"] = by_faiss
+    found, seconds = {}, {}
+    for name, f in fit.items():
+        start = time.process_time(); found[name] = f(); seconds[name] = time.process_time() - start
+    inertia = {name: float(sum(torch.cdist(x, c).min(1).values.square().sum() for x in frames.split(5000))) for name, c in found.items()}
+    table = rows("fit 500 units", seconds, "ours")
+    for r in table: r["above_best_inertia"] = round(inertia[r["candidate"]] / min(inertia.values()) - 1, 4)
+    some, centres = frames[:20_000], found["ours"]
+    index = faiss.IndexFlatL2(D); index.add(centres.numpy())
+    judge = MiniBatchKMeans(K, n_init=1, random_state=0).fit(some[:2000].numpy()); judge.cluster_centers_ = centres.numpy()
+    candidates = {"ours (torch)": lambda: assign(some, centres), "scikit-learn predict": lambda: judge.predict(some.numpy()), "faiss IndexFlatL2": lambda: index.search(some.numpy(), 1), "torch.cdist and argmin": lambda: torch.cdist(some, centres).argmin(1)}
+    return table + rows("assign 500 units", contest(candidates), "ours (torch)", 20_000, "frames per second")
+
+def speaking():
+    "The shipped model of units: tokenising 60 clips, and from a spoken question to the first sample of the answer, clip by clip."
+    from speechllm_course.commands.spoken import load_any
+    from speechllm_course.corpus import decode_rows, load_world
+    from speechllm_course.sequences import ALOUD
+    model = load_any("tiny-units", vocoder=True)
+    _, clips, _ = decode_rows(load_world("test_voices").select(range(60)))
+    asked = decode_rows(load_world("test_voices").filter(lambda r: r["task"] == "qa").select(range(10)))[1]
+    tokenise = contest({"batches of similar length": lambda: model.units.encode(clips), "one by one": lambda: [model.units.encode([c]) for c in clips]}, 3)
+    table = rows("waveform to units", tokenise, "batches of similar length", sum(map(len, clips)) / 16_000, "audio-seconds per second")
+    started, said = time.perf_counter(), 0
+    for clip in asked: said += len(model.speech(clip, ALOUD[0])[1]) / 16_000
+    seconds = (time.perf_counter() - started) / len(asked)
+    (units, _), = model.units.encode(clips[:1])
+    whole = contest({"vocoder alone": lambda: model.vocoder.speak(units)})["vocoder alone"]
+    length = len(model.vocoder.speak(units)) / 16_000
+    return table + [dict(area="question to spoken answer", candidate="hear, write, speak", seconds=round(seconds, 4), rate=round(said / len(asked) / seconds, 1), unit="spoken seconds per second", ours_is_faster_by=1.0),
+                    dict(area="units to waveform", candidate="vocoder and Griffin-Lim", seconds=round(whole, 4), rate=round(length / whole, 1), unit="spoken seconds per second", ours_is_faster_by=1.0)]
+
 def run(out=None):
     "All contests; a table, and JSON where asked."
     torch.set_num_threads(1); torch.manual_seed(0)
     table = []
-    for area in (front_end, scored_positions, slots, training, generation):
+    for area in (front_end, scored_positions, slots, units, training, generation, speaking):
         table += area()
     for r in table: print(f"{r['area']:24} {r['candidate']:50} {r['seconds']:8.3f} s {'' if r['rate'] is None else r['rate']:>9} {r['unit']:26} x{r['ours_is_faster_by']}")
     if out: write_text(Path(out), json.dumps(dict(hardware=f"{cpu_name()}, 1 thread", torch=torch.__version__, rows=table), indent=1) + "\n")
