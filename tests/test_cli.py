@@ -6,7 +6,7 @@ import pytest, soundfile, torch
 from speechllm_course.audio import load_audio, save_audio
 from speechllm_course.corpus import load_world
 
-COMMANDS = ["doctor", "tour", "build", "train", "transcribe", "ask", "eval", "notebooks", "check", "data list", "data build", "data fetch", "bench speed"]
+COMMANDS = ["doctor", "tour", "build", "train", "transcribe", "ask", "eval", "notebooks", "check", "data list", "data build", "data fetch", "bench speed", "bench fusion", "bench claim"]
 
 @pytest.fixture
 def clip(tmp_path):

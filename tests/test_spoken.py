@@ -3,14 +3,18 @@ import json
 
 import pytest, torch, yaml
 
-from speechllm_course.audio import load_audio, save_audio
+from speechllm_course.audio import load_audio, log_mel_energy, normalise_log_mel, save_audio
 from speechllm_course.commands.spoken import judge, load_any
 from speechllm_course.commands.stages import Stage, run_stage
-from speechllm_course.commands.unit_stages import spoken_form
+from speechllm_course.commands.stores import SpeechData, training_store
+from speechllm_course.commands.unit_stages import ANSWERING, UnitData, spoken_form, unit_rows, units_of_clips
 from speechllm_course.corpus import load_world
+from speechllm_course.encoder import with_edges
 from speechllm_course.optimise import ConfigError
-from speechllm_course.unit_tokenizer import UnitTokenizer
-from speechllm_course.voices import can_synthesise
+from speechllm_course.processor import load_ears
+from speechllm_course.unit_tokenizer import LayerFrames, UnitTokenizer, agreement
+from speechllm_course.units import assign, dedup, fit_units
+from speechllm_course.voices import can_synthesise, speak
 from speechllm_course.world import REFUSAL
 
 @pytest.fixture(scope="module")
@@ -57,6 +61,34 @@ def test_what_can_be_said_aloud():
     assert spoken_form(dict(task="digit", answer="3 0")) == "three zero"
     assert spoken_form(dict(task="qa", answer="paris")) == "paris" and spoken_form(dict(task="refuse", answer=REFUSAL)) == REFUSAL
     assert spoken_form(dict(task="order", answer="drink=latte")) is None
+
+@pytest.fixture(scope="module")
+def few_units():
+    ears, extractor = load_ears("encoder")
+    clips = [load_audio(r["audio"]) for r in load_world("train").select(range(10))]
+    return UnitTokenizer(ears, extractor, 4, fit_units(torch.cat(LayerFrames(ears, extractor, 4).frames(clips)), 30))
+
+@torch.no_grad()
+def heard(units, energy): return dedup(assign(units.ears(normalise_log_mel(with_edges(energy))[None]).hidden_states[4][0], units.centres))
+
+@pytest.mark.skipif(not can_synthesise(), reason="needs eSpeak NG: pip install 'speechllm_course[tts]'")
+def test_training_pairs_clips_with_their_own_units(few_units):
+    "Encoded stores are sorted by length; a vocoder that gets another clip's units learns nothing, and nothing crashes."
+    store = training_store(SpeechData(clips=12, seed=1, clean=True))
+    lengths = [r["frames"] for r in store.rows]
+    assert lengths != sorted(lengths)                                                         # else this test could not fail
+    for i, (ids, counts) in enumerate(units_of_clips(few_units, store)):
+        own, runs = heard(few_units, store[i])
+        assert int(counts.sum()) == int(runs.sum()) and agreement(torch.repeat_interleave(ids, counts), torch.repeat_interleave(own, runs)) > .95      # cached in 16 bits
+
+@pytest.mark.skipif(not can_synthesise(), reason="needs eSpeak NG: pip install 'speechllm_course[tts]'")
+def test_what_is_to_be_said_is_what_the_answering_voice_says(few_units):
+    rows = unit_rows(few_units, UnitData(clips=12, seed=1, views=1))
+    for row in rows[::3]:
+        own, _ = heard(few_units, log_mel_energy(speak(row["text"], ANSWERING).clamp(-1, 1)))
+        assert abs(len(own) - len(row["said"])) <= 2 and sum(a == b for a, b in zip(own.tolist(), row["said"])) > .8 * len(own)
+    answered = [r for r in rows if r["answer_units"]]
+    assert answered and all(spoken_form(r) for r in answered)
 
 @pytest.mark.skipif(not can_synthesise(), reason="needs eSpeak NG: pip install 'speechllm_course[tts]'")
 def test_units_vocoder_and_language_model_from_config(tmp_path):

@@ -91,3 +91,16 @@ def test_the_same_part_is_the_same_in_every_process(tmp_path):
     code = "from speechllm_course.commands.stores import *; write_part('world', 8, 5); print(ArrayStore(__import__('speechllm_course.commands.stores', fromlist=['x'])._folder('world', 8, 5)).data.tobytes().hex()[:4000])"
     out = [subprocess.run([sys.executable, "-c", code], env={**os.environ, "SPEECHLLM_CACHE": str(tmp_path / name)}, capture_output=True, text=True, check=True).stdout for name in "ab"]
     assert out[0] == out[1] and len(out[0]) > 1000
+
+def test_build_continues_unless_a_recipe_or_a_part_has_changed(tmp_path, monkeypatch):
+    from pathlib import Path
+    from speechllm_course.commands import build
+    outs, part = [], tmp_path / "encoder" / "model.safetensors"
+    def stage(config, resume):
+        outs.append(config.out)
+        Path(config.out).mkdir(parents=True, exist_ok=True); (Path(config.out) / "units.json").write_text("{}")
+    monkeypatch.setattr(build, "run_stage", stage)
+    part.parent.mkdir(); part.write_bytes(b"one encoder")
+    for _ in range(2): build.run(["units"], tmp_path, False)
+    part.write_bytes(b"another encoder"); build.run(["units"], tmp_path, False)
+    assert outs[0] == outs[1] != outs[2] and (tmp_path / "units" / "units.json").exists()

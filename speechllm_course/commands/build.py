@@ -1,5 +1,5 @@
 "Rebuild what is shipped: corpus, models; each from its recipe, the YAML file of the same name."
-import os, shutil
+import hashlib, os, shutil
 from pathlib import Path
 
 from speechllm_course.cache import fingerprint
@@ -11,6 +11,7 @@ from speechllm_course.voices import can_flite
 ARTIFACTS = ("corpus", "lm", "encoder", "tiny", "judge", "units", "vocoder", "tiny-units")
 RECIPES = {"lm": ["lm-1-world", "lm-2-sums", "lm-3-sums"], "encoder": ["encoder-1-clear", "encoder-2-rough", "encoder-3-digits", "encoder-4-digits"], "tiny": ["tiny-1-connector", "tiny-2-joint", "tiny-3-longer", "tiny-4-questions"],
            "judge": ["judge-1-clear", "judge-2-rough"], "units": ["units-1-layer4"], "vocoder": ["vocoder-1-clean"], "tiny-units": ["tiny-units-1-language", "tiny-units-2-cross", "tiny-units-3-chain"]}
+NEEDS = {"lm": [], "encoder": ["lm"], "tiny": ["encoder", "lm"], "judge": ["lm"], "units": ["encoder"], "vocoder": ["encoder", "units"], "tiny-units": ["encoder", "lm", "units"]}   # artifact → what it is made with
 
 def build_corpus(folder, quick):
     "The clips that travel with the package, one Parquet file a split."
@@ -22,7 +23,8 @@ def build_corpus(folder, quick):
 def build_model(name, out, quick):
     "Run the stages of a recipe one after the other; the last one's result is the artifact."
     recipes = [Path(__file__).parent / f"{recipe}.yaml" for recipe in RECIPES[name]]
-    runs = cache_dir() / "build" / fingerprint(*[r.read_text() for r in recipes])       # another recipe starts afresh; the same one continues where it stopped
+    parts = [hashlib.sha256(path.read_bytes()).hexdigest() for need in NEEDS[name] for path in sorted((out if (out / need).is_dir() else data_dir()).joinpath(need).glob("*.safetensors"))]
+    runs = cache_dir() / "build" / fingerprint(*[r.read_text() for r in recipes], *parts)       # another recipe, or other parts, start afresh; the same ones continue where they stopped
     for recipe in RECIPES[name]:
         config = read_config(Path(__file__).parent / f"{recipe}.yaml")
         config.out = str(runs / recipe)

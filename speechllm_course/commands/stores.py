@@ -95,10 +95,14 @@ def training_store(data:SpeechData) -> Joined:
     return Joined([ArrayStore(_folder(*part)) for part in parts], data.longest)
 
 @torch.no_grad()
+def by_length(store) -> list:
+    "The order in which `encoded_store` keeps the clips of a store: shortest first."
+    return sorted(range(len(store)), key=lambda i: store.rows[i]["frames"])
+
 def encoded_store(encoder, store:Joined, views:int, layers=(-1,), budget:int=16_000) -> Joined:
-    "The frozen encoder's hidden states (T, layers, D) for fixed views of every clip: the first is plain, the others are augmented."
+    "The frozen encoder's hidden states (T, layers, D) for fixed views of every clip, `by_length`: the first is plain, the others are augmented."
     def encoded(view, clips):
-        order, batch = sorted(range(len(clips)), key=lambda i: clips.rows[i]["frames"]), []
+        order, batch = by_length(clips), []
         for place, i in enumerate(order):
             batch.append(i)
             if place + 1 < len(order) and (len(batch) + 1) * clips.rows[order[place + 1]]["frames"] <= budget: continue

@@ -6,7 +6,7 @@ import torch
 
 from speechllm_course.audio import log_mel_energy
 from speechllm_course.cache import ArrayStore, fingerprint
-from speechllm_course.commands.stores import SpeechData, encoded_store, training_store
+from speechllm_course.commands.stores import SpeechData, by_length, encoded_store, training_store
 from speechllm_course.corpus import cache_dir, find_artifact
 from speechllm_course.lm import LabelLoss, load_lm
 from speechllm_course.optimise import Batches, ConfigError, check_config
@@ -55,8 +55,14 @@ def spoken_store(texts):
     return ArrayStore(folder) if (folder / "rows.json").exists() else ArrayStore.write(folder, ((dict(id=f"answering-{i}", text=t), log_mel_energy(speak(t, ANSWERING).clamp(-1, 1))) for i, t in enumerate(texts)))
 
 def units_of(units, states):
-    "(ids, run lengths) of every clip of an encoded store."
+    "(ids, run lengths) of every clip of an encoded store, in its order."
     return [dedup(assign(states[i][:, 0], units.centres)) for i in range(len(states))]
+
+def units_of_clips(units, store):
+    "(ids, run lengths) of every clip of a store of energies, in *its* order, which is not that of the encoded store."
+    pairs = [None] * len(store)
+    for i, pair in zip(by_length(store), units_of(units, encoded_store(units.ears.model, store, 1, [units.layer]))): pairs[i] = pair
+    return pairs
 
 def unit_rows(units, data:UnitData):
     "Rows of training clips with units: of the clip, of its text and its answer in the answering voice."
@@ -64,7 +70,7 @@ def unit_rows(units, data:UnitData):
     encoder = units.ears.model
     states = encoded_store(encoder, store, data.views, [units.layer])
     said = sorted({r["text"] for r in store.rows} | {form for r in store.rows if (form := spoken_form(r))})
-    voice = {text: ids.tolist() for text, (ids, _) in zip(said, units_of(units, encoded_store(encoder, spoken_store(said), 1, [units.layer])))}
+    voice = {text: ids.tolist() for text, (ids, _) in zip(said, units_of_clips(units, spoken_store(said)))}
     rows = []
     for row, (ids, _) in zip(states.rows, units_of(units, states)):
         form = spoken_form(row)
@@ -90,7 +96,7 @@ def vocoder_stage(config):
     "Units, run lengths and a voice to log-mel energies."
     data, units = check_config(config.data, SpeechData), UnitTokenizer.load(find_artifact(config.units))
     store = training_store(data)
-    pairs = units_of(units, encoded_store(units.ears.model, store, 1, [units.layer]))
+    pairs = units_of_clips(units, store)
     voices = torch.stack([voice_statistics(store[i], row["hz"]) for i, row in enumerate(store.rows)])
     settings = VocoderConfig(units=units.K, **config.model)
     model = Vocoder.from_pretrained(find_artifact(config.start), dtype=torch.float32, use_safetensors=True) if config.start else Vocoder(settings)
