@@ -8,7 +8,7 @@ from speechllm_course.commands.spoken import judge, load_any
 from speechllm_course.commands.stages import Stage, run_stage
 from speechllm_course.commands.stores import SpeechData, training_store
 from speechllm_course.commands.unit_stages import ANSWERING, UnitData, spoken_form, unit_rows, units_of_clips
-from speechllm_course.corpus import load_world
+from speechllm_course.corpus import find_artifact, load_world
 from speechllm_course.encoder import with_edges
 from speechllm_course.optimise import ConfigError
 from speechllm_course.processor import load_ears
@@ -17,11 +17,14 @@ from speechllm_course.units import assign, dedup, fit_units
 from speechllm_course.voices import can_synthesise, speak
 from speechllm_course.world import REFUSAL
 
+built = pytest.mark.skipif(not (find_artifact("tiny-units") / "config.json").exists() or not (find_artifact("vocoder") / "config.json").exists(), reason="needs: speechllm build vocoder tiny-units")
+
 @pytest.fixture(scope="module")
 def question(tmp_path_factory):
     row = next(r for r in load_world("test_voices") if r["task"] == "qa")
     return row, save_audio(tmp_path_factory.mktemp("spoken") / "question.wav", load_audio(row["audio"]))
 
+@built
 def test_ask_speaks(command, question, tmp_path):
     row, path = question
     code, text, err = command("ask", path, "--speak", tmp_path / "answer.wav")
@@ -31,15 +34,17 @@ def test_ask_speaks(command, question, tmp_path):
     assert code == 0 and again == text
     assert not torch.equal(*(load_audio(tmp_path / f"{name}.wav")[:1000] for name in ("answer", "copied")))
 
+@built
 def test_a_model_of_units_answers_like_any_other(command, question):
     code, out, err = command("ask", question[1], "--model", "tiny-units")
     assert code == 0 and len(out.strip().splitlines()) == 1 and not err
 
-@pytest.mark.parametrize("more,code,part", [(["--voice", "v.wav"], 2, "--voice needs --speak"), (["--speak", "out.wav", "--model", "tiny"], 1, "no units to speak with"), (["--speak", "out.wav", "--voice", "none.wav"], 1, "no such file")])
+@pytest.mark.parametrize("more,code,part", [(["--voice", "v.wav"], 2, "--voice needs --speak"), (["--speak", "out.wav", "--model", "tiny"], 1, "no units to speak with"), (["--speak", "out.wav", "--voice", "none.wav"], 1, "no such file"), (["--speak", "out.wav", "--model", "nowhere"], 1, "nowhere: no model there")])
 def test_ask_says_what_is_wrong(command, question, more, code, part):
     got, _, err = command("ask", question[1], *more)
     assert got == code and part in err and len(err.strip().splitlines()) == 1
 
+@built
 def test_eval_hears_the_answers(command):
     code, out, _ = command("eval", "--data", "world:test_voices", "--task", "spoken_qa", "--committed", "--limit", 40, "--json")
     result = json.loads(out)
