@@ -308,6 +308,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'speechllm_course/model.py'),
                                         'speechllm_course.model.SpeechLLMPreTrainedModel': ( 'model.html#speechllmpretrainedmodel',
                                                                                              'speechllm_course/model.py'),
+                                        'speechllm_course.model.SpeechLLMPreTrainedModel._init_weights': ( 'model.html#speechllmpretrainedmodel._init_weights',
+                                                                                                           'speechllm_course/model.py'),
                                         'speechllm_course.model.build_slot': ('model.html#build_slot', 'speechllm_course/model.py'),
                                         'speechllm_course.model.by_row': ('model.html#by_row', 'speechllm_course/model.py'),
                                         'speechllm_course.model.clip_prompts': ('model.html#clip_prompts', 'speechllm_course/model.py'),

@@ -94,6 +94,8 @@ class SpeechLLMPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     input_modalities = ("audio", "text")
 
+    def _init_weights(self, module): "Encoder and language model bring their own start, and slots keep theirs: transformers' default would draw their matrices anew and flatten what they set."
+
 # %% ../nbs/06b_model.ipynb #model-044
 class SpeechLLMParts(SpeechLLMPreTrainedModel):
     "Encoder, post-process, connector, and a language model without its head."

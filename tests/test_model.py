@@ -181,3 +181,10 @@ def test_parts_from_elsewhere(tmp_path):
     assert (batch["input_ids"] == model.config.audio_token_id).sum(1).tolist() == [30, 30]
     model(**batch).loss.backward()
     assert isinstance(model.answer(torch.randn(16_000) * .1, "answer", 4), str)
+
+@pytest.mark.parametrize("connector,setting,value", [(dict(name="qformer"), lambda c: c.layers[1].norms[0].weight, .1), (dict(name="cif"), lambda c: c.amount.bias, -1.4)])
+def test_slots_keep_the_start_that_they_chose(connector, setting, value):
+    "Bases of transformers' models draw all weights anew unless told otherwise."
+    from speechllm_course.processor import new_model
+    got = setting(new_model(connector=connector).model.connector)
+    assert torch.equal(got, torch.full_like(got, value))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np, torch
 
 from speechllm_course.cache import fingerprint
-from speechllm_course.commands.fusion_study import OfLayers, Slots, begin, best_rate, encode_all, make_model, measure, spread, test_set
+from speechllm_course.commands.fusion_study import STARTS, OfLayers, Slots, begin, best_rate, encode_all, make_model, measure, spread, test_set
 from speechllm_course.commands.hardware import describe
 from speechllm_course.commands.report import write_text
 from speechllm_course.commands.stores import SpeechData, encoded_store, training_store
@@ -134,7 +134,7 @@ def run(out=None, quick=False, only=None):
     plan, out = QUICK if quick else Plan(), Path(out or f"runs/claim{'-quick' if quick else ''}.json")
     if quick and out.exists(): out.unlink()
     ears, _ = load_ears("encoder")
-    saved = begin(out, dict(plan=json.loads(json.dumps(asdict(plan))), rows=ROWS, layer=LAYER, parts=fingerprint(ears, load_lm("lm")[0])), describe())
+    saved = begin(out, dict(plan=json.loads(json.dumps(asdict(plan))), rows=ROWS, layer=LAYER, parts=fingerprint(ears, load_lm("lm")[0]), starts=STARTS), describe())
     store = encoded_store(ears.model, training_store(SpeechData(clips=plan.clips, seed=300, manner=1., views=1)), 1, range(ears.layers + 1))
     if quick: store.rows, store.places = store.rows[:plan.clips], store.places[:plan.clips]
     committed = quick or not can_synthesise()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from speechllm_course.cache import fingerprint
 from speechllm_course.commands.claim_study import ASKED, PROBED, ROWS as ROWS_OF_THE_CLAIM
-from speechllm_course.commands.fusion_study import ROWS as ROWS_OF_THE_STUDY, draw_rows, spread
+from speechllm_course.commands.fusion_study import STARTS, ROWS as ROWS_OF_THE_STUDY, draw_rows, spread
 from speechllm_course.commands.report import write_text
 
 ROWS = [  # (file, what, which figure)
@@ -51,7 +51,8 @@ def fusion_table(folder:Path) -> str:
     if not path.exists(): return "not measured"
     saved, alone = json.loads(path.read_text()), json.loads(other.read_text())["rows"] if other.exists() else []
     two_minutes, chance = {r["row"]: r for r in alone}, saved["encoder"]["chance"]
-    earlier = "" if saved["settings"]["parts"] == fingerprint(*parts()) else " **These rows were measured before the shipped encoder was trained further; they wait for `make study`.**"
+    same = saved["settings"]["parts"] == fingerprint(*parts()) and saved["settings"].get("starts", 1) == STARTS
+    earlier = "" if same else " **These rows were measured with an earlier encoder, or before fresh slots started as they choose; they wait for `make study`.**"
     lines = [f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds, n = {saved['rows'][0]['n']:,} clips of unseen voices for each figure; ± is a 95 % interval over seeds. Always saying the most frequent class gives {100 * chance['voice']:.1f} % for the voice and {100 * sum(chance[a] for a in ('pace', 'pitch', 'accent')) / 3:.1f} % for manner.{earlier}", "",
              "| row | WER % | questions % | manner % | voice left % | slot parameters | positions a second | training s | answer ms | WER % after transcripts alone |", "|---|---|---|---|---|---|---|---|---|---|"]
     for name in ROWS_OF_THE_STUDY:

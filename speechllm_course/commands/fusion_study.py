@@ -51,6 +51,7 @@ class Plan:
 # What two minutes of training reach on transcripts alone. The Q-Former's norms stand behind its sums, so it learns at a lower rate than the others, and more slowly.
 SLOWLY = dict(rates=(2e-3,), steps=1250)
 TRANSCRIPTS = Plan(steps=900, pilot=0, rates=(3e-3,), seeds=(0,), transcribe=1., manner=0., own={"qformer": SLOWLY, "qformer, 4 of 12": dict(SLOWLY, rates=(1e-3,))})
+STARTS = 2      # how fresh slots start: 1, drawn anew by transformers' default; 2, as each of them chooses. Results of one are not continued by the other.
 QUICK = Plan(clips=60, steps=3, budget=3000, pilot=1, rates=(1e-3,), seeds=(0,), tests=40)
 
 class OfLayers:
@@ -215,7 +216,7 @@ def encoder_curve(states, rows, seeds):
     return dict(chance=chance(wanted), layers=[[probe(pooled[k], wanted, seed) for seed in seeds] for k in range(layers)])
 
 def _settings(plan, model):
-    return dict(plan=json.loads(json.dumps(asdict(plan))), rows={k: list(v) for k, v in ROWS.items()}, parts=fingerprint(model.model.encoder, model.model.language_model))
+    return dict(plan=json.loads(json.dumps(asdict(plan))), rows={k: list(v) for k, v in ROWS.items()}, parts=fingerprint(model.model.encoder, model.model.language_model), starts=STARTS)
 
 def begin(out, settings, hardware):
     "The results so far, when they were made on the same terms."
