@@ -94,11 +94,11 @@ def training_store(data:SpeechData) -> Joined:
         with ProcessPoolExecutor(min(len(missing), _cores()), multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool: list(pool.map(write_part, *zip(*missing)))
     return Joined([ArrayStore(_folder(*part)) for part in parts], data.longest)
 
-@torch.no_grad()
 def by_length(store) -> list:
     "The order in which `encoded_store` keeps the clips of a store: shortest first."
     return sorted(range(len(store)), key=lambda i: store.rows[i]["frames"])
 
+@torch.no_grad()
 def encoded_store(encoder, store:Joined, views:int, layers=(-1,), budget:int=16_000) -> Joined:
     "The frozen encoder's hidden states (T, layers, D) for fixed views of every clip, `by_length`: the first is plain, the others are augmented."
     def encoded(view, clips):
