@@ -1,5 +1,5 @@
 "Speech out: a spoken question in, a spoken answer out, judged by an encoder that had no part in it."
-import json
+import difflib, json
 
 import pytest, torch, yaml
 
@@ -91,7 +91,7 @@ def test_what_is_to_be_said_is_what_the_answering_voice_says(few_units):
     rows = unit_rows(few_units, UnitData(clips=12, seed=1, views=1))
     for row in rows[::3]:
         own, _ = heard(few_units, log_mel_energy(speak(row["text"], ANSWERING).clamp(-1, 1)))
-        assert abs(len(own) - len(row["said"])) <= 2 and sum(a == b for a, b in zip(own.tolist(), row["said"])) > .8 * len(own)
+        assert difflib.SequenceMatcher(None, own.tolist(), row["said"], autojunk=False).ratio() > .8       # eSpeak NG keeps a little state from clip to clip
     answered = [r for r in rows if r["answer_units"]]
     assert answered and all(spoken_form(r) for r in answered)
 
