@@ -22,7 +22,7 @@ def is_unit_model(source):
 def load_any(source, device="cpu", vocoder=False):
     "A speech LLM of either kind; with a vocoder where it is wanted."
     if not is_unit_model(source):
-        if vocoder and not find_artifact(source).is_dir(): raise FileNotFoundError(f"{source}: no model there; name a folder, or run: speechllm build vocoder tiny-units")
+        if vocoder and not find_artifact(source).is_dir(): raise FileNotFoundError(f"{source}: no model there; name a folder, or run: speechllm build tiny-units")
         if vocoder: raise ValueError(f"{source}: this model has no units to speak with; use --model tiny-units")
         return load_model(source, device)
     model = UnitSpeechLLM.load(source, device)

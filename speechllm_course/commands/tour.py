@@ -166,7 +166,7 @@ def spoken_answers(t):
 
 STAGES = [("Look and listen", look_and_listen, 5), ("The language model alone", language_model, 10), ("The encoder alone", encoder, 10), ("Train a connector live", connector, 45),
           ("The dormancy gap", dormancy, 15), ("Multi-task training", multi_task, 75), ("The shipped model", shipped, 60)]
-if find_artifact("tiny-units").is_dir() and find_artifact("vocoder").is_dir(): STAGES.append(("Spoken answers", spoken_answers, 15))
+if find_artifact("tiny-units").is_dir(): STAGES.append(("Spoken answers", spoken_answers, 15))
 
 def run(quick=False, device="cpu", out=Path("runs/tour"), seed=0):
     "Walk through the stages; write report.html, results.json and the trained model."

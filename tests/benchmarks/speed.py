@@ -193,7 +193,7 @@ def speaking():
     from speechllm_course.commands.spoken import load_any
     from speechllm_course.corpus import decode_rows, find_artifact, load_world
     from speechllm_course.sequences import ALOUD
-    if not find_artifact("tiny-units").is_dir() or not find_artifact("vocoder").is_dir(): return []            # speechllm build vocoder tiny-units
+    if not find_artifact("tiny-units").is_dir(): return []            # speechllm build tiny-units
     model = load_any("tiny-units", vocoder=True)
     _, clips, _ = decode_rows(load_world("test_voices").select(range(60)))
     asked = decode_rows(load_world("test_voices").filter(lambda r: r["task"] == "qa").select(range(10)))[1]
