@@ -79,6 +79,10 @@ def test_shipped_models_are_within_their_sizes():
     assert count("lm") <= 2_000_000 and count("encoder") <= 4_000_000 and count("judge") <= 2_000_000 and count("vocoder") <= 1_500_000
     for folder in ("lm", "encoder", "tiny", "corpus", "judge", "units", "vocoder"): assert "licence" in (ROOT / "data" / folder / "README.md").read_text().lower(), f"{folder}: needs a card"
 
+def test_links_lead_somewhere():
+    for path in [*ROOT.glob("*.md"), *(ROOT / "nbs").glob("*.ipynb"), *(ROOT / "data").glob("*/README.md")]:
+        for link in re.findall(r"\]\(([\w./-]+\.(?:ipynb|md|png))\)", path.read_text()): assert (path.parent / link).exists(), f"{path.name}: {link} is not there"
+
 def test_readme_shows_the_committed_figures():
     from speechllm_course.commands.figures import filled
     readme = (ROOT / "README.md").read_text()
