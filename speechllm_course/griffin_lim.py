@@ -30,7 +30,7 @@ def griffin_lim(
     if not len(energy): raise ValueError("energy: no frames to make a sound of; give at least one")
     power = linear_power(energy)
     power = torch.cat([power, power[-1:].expand(max(1, 3 - len(power)), -1)])           # one frame more, so that every frame has its 160 samples
-    return griffinlim(power.T, _HANN.to(power.device), WINDOW, HOP, WINDOW, 2., iterations, .99, None, False)[:HOP * len(energy)]
+    return griffinlim(power.T, _HANN.to(power.device), n_fft=WINDOW, hop_length=HOP, win_length=WINDOW, power=2., n_iter=iterations, momentum=.99, length=None, rand_init=False)[:HOP * len(energy)]
 
 # %% ../nbs/12a_griffin_lim.ipynb #griffin-lim-027
 def mel_distance(

@@ -78,7 +78,7 @@ def interleave(
     frames, # (T,) unit of every frame, runs not merged
     rng:random.Random, # decides which words are spoken
     share:float=.5, # of the words that are spoken
-) -> str: # "turn on<|speech|><|u3|>…<|/speech|>light"
+) -> str: # "turn on <|speech|><|u3|>…<|/speech|> light"
     "A sentence that changes between text and speech at word borders; neighbouring spoken words share a span."
     parts = []
     for spoken, group in groupby([(rng.random() < share, *w) for w in words], key=lambda w: w[0]):
@@ -124,7 +124,7 @@ def mixed(row, rng): # a row with `words` and `frames` → (prompt, content, rep
     return rng.choice(CONTINUE), interleave(row["words"][:at], row["frames"], rng), interleave(row["words"][at:], row["frames"], rng)
 
 def manner(row, rng): # a row with `pace`, `pitch`, `accent` → (prompt, content, reply)
-    "What no transcript holds."
+    "A question about what no transcript holds: pace, pitch, accent."
     prompt, answer = spoken_exchange(row, rng, manner=1.)
     return answer_text(row["units"], answer, prompt)
 
@@ -174,10 +174,15 @@ def text_exchanges(
     seed, # of the texts
     rng:random.Random, # chooses prompts
     questions:int=0, # of them drawn from questions alone, as in `TextBatches`
+    chains:float=0., # share of questions whose reply is a chain without sound
 ) -> list: # (prompt, content, reply)
     "Exchanges of the world without speech."
-    texts = sentences(n - questions, seed) + sentences(questions, f"{seed}-qa", task="qa")
-    return [(prompt, u.text, answer) for u in texts for prompt, answer in [exchange(u, rng)]]
+    texts, rows = sentences(n - questions, seed) + sentences(questions, f"{seed}-qa", task="qa"), []
+    for u in texts:
+        prompt, reply = exchange(u, rng)
+        if chains and u.task == "qa" and rng.random() < chains: prompt, reply = rng.choice(ALOUD), f"{u.text}{TEXT}{u.answer}"
+        rows.append((prompt, u.text, reply))
+    return rows
 
 # %% ../nbs/11d_sequences.ipynb #sequences-052
 class UnitBatches:
@@ -189,13 +194,14 @@ class UnitBatches:
         seed:int=0, # of order, tasks, wordings and texts
         shares:dict|None=None, # task → share, see `TASKS`
         text_share:float=0., # share of a batch that is text alone: it keeps the language model's skill
-        questions:float=0.): # share of those texts that are questions alone
+        questions:float=0., # share of those texts that are questions alone
+        chains:float=0.): # share of the questions among them that are answered by a chain without sound
         self.shares, self.text = {"hear": 1.} if shares is None else dict(shares), min(int(text_share * size), size - 1)
         check_shares(self.shares)
         if not rows: raise ValueError("rows: none to train on; give at least one")
-        self.tokenizer, self.rows, self.seed, self.questions, self.speech = tokenizer, rows, seed, int(questions * self.text), size - self.text
+        self.tokenizer, self.rows, self.seed, self.questions, self.chains, self.speech = tokenizer, rows, seed, int(questions * self.text), chains, size - self.text
         self.lengths, self._epoch = [len(r["units"]) + len(r.get("answer_units") or ()) for r in rows], (None, [])
-        self.settings = {"data.batch": size, "data.seed": seed, "data.rows": len(rows), "data.shares": self.shares, "data.text_share": text_share, "data.questions": questions}
+        self.settings = {"data.batch": size, "data.seed": seed, "data.rows": len(rows), "data.shares": self.shares, "data.text_share": text_share, "data.questions": questions, "data.chains": chains}
 
     def indices(self, n:int) -> list: # of the rows in batch n
         "Which rows batch n holds: epochs follow each other, each in an order of its own."
@@ -206,7 +212,7 @@ class UnitBatches:
     def exchanges(self, n:int) -> list: # (prompt, content, reply)
         "Batch n before it becomes ids."
         rng = random.Random(f"{self.seed}-batch-{n}")
-        return [unit_rows(self.rows[i], rng, self.shares) for i in self.indices(n)] + text_exchanges(self.text, f"{self.seed}-{n}", rng, self.questions)
+        return [unit_rows(self.rows[i], rng, self.shares) for i in self.indices(n)] + text_exchanges(self.text, f"{self.seed}-{n}", rng, self.questions, self.chains)
 
     def __call__(self, n:int) -> dict: # input_ids, attention_mask, labels
         return pad_rows([chat(self.tokenizer, *e) for e in self.exchanges(n)], self.tokenizer.pad_token_id)

@@ -168,7 +168,8 @@ class Vocoder(VocoderParts):
         energy:torch.Tensor|None=None, # (B, T, mels) true energies, learned
         num_items_in_batch=None, # divide the summed loss by this instead of this batch's number of runs
         **kwargs) -> VocoderOutput:
-        "Energies of a batch; a batch gives what single utterances give. With `labels` the loss comes along."
+        "Energies of a batch; a batch gives what single utterances give. With `labels` and `energy` the loss comes along. Raises `ValueError` for one without the other."
+        if (labels is None) != (energy is None): raise ValueError("labels, energy: the loss needs both run lengths and energies; give both, or neither")
         if labels is not None: counts = labels.clamp(min=0)
         if counts is not None: mask = counts > 0
         elif mask is None: mask = torch.ones_like(units, dtype=torch.bool)

@@ -10,7 +10,7 @@ from speechllm_course.lm import LabelLoss, chat, load_lm, pad_rows
 from speechllm_course.processor import load_ears
 from speechllm_course.sequences import (ALOUD, CONTINUE, PATTERNS, SAY, TASKS, UnitBatches, align_words, answer_text, chain, check_shares, delay, flatten, hear, interleave,
     length_groups, resume, say, text_exchanges, tile_words, undelay, unflatten, unit_rows)
-from speechllm_course.vocab_merge import add_units, from_text, read_reply, to_text
+from speechllm_course.vocab_merge import TEXT, add_units, from_text, read_reply, to_text
 from speechllm_course.world import PROMPTS
 
 K = 30
@@ -229,6 +229,9 @@ def test_batches_hold_rows_of_like_length():
 def test_batches_without_and_with_text_alone(tokenizer):
     assert len(UnitBatches(tokenizer, random_rows(3), size=1, text_share=.9).exchanges(5)) == 1         # at least one row with speech
     assert text_exchanges(0, 0, random.Random(0)) == [] and len(text_exchanges(5, 0, random.Random(0), 2)) == 5
+    chains = text_exchanges(30, 0, random.Random(0), 30, chains=1.)
+    assert all(prompt in ALOUD and reply.split(TEXT)[0] == content and reply.split(TEXT)[1] for prompt, content, reply in chains)
+    assert not any(TEXT in reply for _, _, reply in text_exchanges(30, 0, random.Random(0), 30))
     with pytest.raises(ValueError, match="rows: none"): UnitBatches(tokenizer, [])
     with pytest.raises(ValueError, match="unknown"): UnitBatches(tokenizer, random_rows(3), shares=dict(heer=1.))
     assert UnitBatches(tokenizer, random_rows(8)).shares == {"hear": 1.}

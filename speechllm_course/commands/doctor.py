@@ -65,7 +65,15 @@ def _tiny():
     from speechllm_course.processor import load_model
     return True, f"replies {load_model('tiny').answer(_clip(data_dir() / 'corpus' / 'valid.parquet'), 'transcribe', 16)!r} to a clip"
 
-ARTIFACTS = {"corpus": _corpus, "lm": _lm, "encoder": _encoder, "tiny": _tiny}
+def _tiny_units():
+    from speechllm_course.commands.spoken import judge, load_any
+    from speechllm_course.corpus import data_dir
+    clip = _clip(data_dir() / "corpus" / "valid.parquet")
+    model = load_any("tiny-units", vocoder=True)
+    (units, counts), = model.units.encode([clip])
+    return True, f"says {judge([model.vocoder.speak(units, counts)])[0]!r} after a clip"
+
+ARTIFACTS = {"corpus": _corpus, "lm": _lm, "encoder": _encoder, "tiny": _tiny, "tiny-units": _tiny_units}
 
 def _artifact(name):
     "Load something that ships with the package and use it once."

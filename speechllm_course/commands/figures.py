@@ -45,14 +45,18 @@ def parts():
     model = new_model()
     return model.model.encoder, model.model.language_model
 
+def current(saved):
+    "Was this study measured with the shipped encoder and language model, and with slots that start as they do now?"
+    return saved["settings"]["parts"] == fingerprint(*parts()) and saved["settings"].get("starts", 1) == STARTS
+
 def fusion_table(folder:Path) -> str:
     "The README's table of fusion choices: means over seeds, 95 % intervals over seeds, and what two minutes on transcripts alone reach."
     path, other = folder / "fusion.json", folder / "fusion-transcripts.json"
     if not path.exists(): return "not measured"
-    saved, alone = json.loads(path.read_text()), json.loads(other.read_text())["rows"] if other.exists() else []
-    two_minutes, chance = {r["row"]: r for r in alone}, saved["encoder"]["chance"]
-    same = saved["settings"]["parts"] == fingerprint(*parts()) and saved["settings"].get("starts", 1) == STARTS
-    earlier = "" if same else " **These rows were measured with an earlier encoder, or before fresh slots started as they choose; they wait for `make study`.**"
+    saved, alone = json.loads(path.read_text()), json.loads(other.read_text()) if other.exists() else None
+    two_minutes, chance = {r["row"]: r for r in alone["rows"]} if alone else {}, saved["encoder"]["chance"]
+    old = " and ".join(what for what, study in (("These rows", saved), ("the last column", alone)) if study and not current(study))
+    earlier = f" **{old[0].upper()}{old[1:]}: measured with an earlier encoder, or before fresh slots started as they choose; `make study` renews them.**" if old else ""
     lines = [f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds, n = {saved['rows'][0]['n']:,} clips of unseen voices for each figure; ± is a 95 % interval over seeds. Always saying the most frequent class gives {100 * chance['voice']:.1f} % for the voice and {100 * sum(chance[a] for a in ('pace', 'pitch', 'accent')) / 3:.1f} % for manner.{earlier}", "",
              "| row | WER % | questions % | manner % | voice left % | slot parameters | positions a second | training s | answer ms | WER % after transcripts alone |", "|---|---|---|---|---|---|---|---|---|---|"]
     for name in ROWS_OF_THE_STUDY:

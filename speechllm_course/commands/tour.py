@@ -11,7 +11,7 @@ from speechllm_course.audio import log_mel, player, show_log_mel
 from speechllm_course.cache import cache_encoder
 from speechllm_course.commands.report import figure, table, write_report, write_text
 from speechllm_course.commands.spoken import judge, load_any
-from speechllm_course.corpus import DataError, cache_dir, data_dir, decode_rows, find_artifact, load_world
+from speechllm_course.corpus import DataError, cache_dir, data_dir, decode_rows, load_world
 from speechllm_course.encoder import encoder_features, transcribe
 from speechllm_course.optimise import Batches, TrainConfig
 from speechllm_course.processor import load_model, new_model, save_difference, speech_collate
@@ -165,8 +165,7 @@ def spoken_answers(t):
     return f"Here speech is tokens: {model.units.K} units on top of the text tokens. The model writes down the question, answers in text, then in units, and a vocoder turns the units into sound. Another encoder, which took no part in it, hears the right answer in {percent(sum(right) / len(right))} of {len(right)} cases.", parts
 
 STAGES = [("Look and listen", look_and_listen, 5), ("The language model alone", language_model, 10), ("The encoder alone", encoder, 10), ("Train a connector live", connector, 45),
-          ("The dormancy gap", dormancy, 15), ("Multi-task training", multi_task, 75), ("The shipped model", shipped, 60)]
-if find_artifact("tiny-units").is_dir(): STAGES.append(("Spoken answers", spoken_answers, 15))
+          ("The dormancy gap", dormancy, 15), ("Multi-task training", multi_task, 75), ("The shipped model", shipped, 60), ("Spoken answers", spoken_answers, 15)]
 
 def run(quick=False, device="cpu", out=Path("runs/tour"), seed=0):
     "Walk through the stages; write report.html, results.json and the trained model."

@@ -6,7 +6,7 @@ import torch
 
 from speechllm_course.audio import log_mel_energy
 from speechllm_course.cache import ArrayStore, fingerprint
-from speechllm_course.commands.stores import SpeechData, by_length, encoded_store, training_store
+from speechllm_course.commands.stores import SpeechData, by_length, encoded_store, spoken_form, training_store
 from speechllm_course.corpus import cache_dir, find_artifact
 from speechllm_course.lm import LabelLoss, load_lm
 from speechllm_course.optimise import Batches, ConfigError, check_config
@@ -17,7 +17,6 @@ from speechllm_course.units import assign, dedup, fit_units
 from speechllm_course.vocab_merge import UnitSpeechLLM, add_units
 from speechllm_course.vocoder import Vocoder, VocoderConfig, vocoder_collate, voice_statistics
 from speechllm_course.voices import Voice, speak
-from speechllm_course.world import DIGITS, REFUSAL
 
 ANSWERING = Voice("m3", "american", 165, 45, 50)      # who says the answers that the model learns to speak
 
@@ -42,11 +41,7 @@ class UnitData:
     shares: dict = field(default_factory=lambda: dict(hear=1.))     # task → share, see `sequences.TASKS`
     text_share: float = 0.0       # share of exchanges in text alone
     questions: float = 0.0        # share of those that are questions alone
-
-def spoken_form(row):
-    "The words of an answer that can be said aloud, else None: settings and orders are written down."
-    if row["task"] == "digit": return " ".join(DIGITS[int(d)] for d in row["answer"].split())
-    return row["answer"] if row["task"] == "qa" or row["answer"] == REFUSAL else None
+    chains: float = 0.0           # share of those questions that are answered by a chain without sound
 
 def spoken_store(texts):
     "Energies of texts in the answering voice, spoken once."
@@ -109,5 +104,5 @@ def unit_lm_stage(config):
     data, units = check_config(config.data, UnitData), UnitTokenizer.load(find_artifact(config.units))
     lm, tokenizer = load_lm(config.start or config.lm)
     if not config.start: add_units(tokenizer, lm, units.K, **config.model)
-    batches = UnitBatches(tokenizer, unit_rows(units, data), data.batch, data.seed, data.shares, data.text_share, data.questions)
+    batches = UnitBatches(tokenizer, unit_rows(units, data), data.batch, data.seed, data.shares, data.text_share, data.questions, data.chains)
     return LabelLoss(lm), batches, lambda folder: UnitSpeechLLM(lm, tokenizer, units).save(folder)

@@ -191,9 +191,8 @@ def units():
 def speaking():
     "The shipped model of units: tokenising 60 clips, and from a spoken question to the first sample of the answer, clip by clip."
     from speechllm_course.commands.spoken import load_any
-    from speechllm_course.corpus import decode_rows, find_artifact, load_world
+    from speechllm_course.corpus import decode_rows, load_world
     from speechllm_course.sequences import ALOUD
-    if not find_artifact("tiny-units").is_dir(): return []            # speechllm build tiny-units
     model = load_any("tiny-units", vocoder=True)
     _, clips, _ = decode_rows(load_world("test_voices").select(range(60)))
     asked = decode_rows(load_world("test_voices").filter(lambda r: r["task"] == "qa").select(range(10)))[1]
