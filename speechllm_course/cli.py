@@ -89,7 +89,7 @@ def _speak(file, prompt, model, out, voice, device):
     text, waveform = load_any(model, device, vocoder=True).speech(clip, ALOUD[0] if prompt == "answer" else prompt, voice=None if voice is None else voice_vector(voice))
     print(text)
     if not len(waveform): raise ValueError(f"{file}: the reply has no speech; ask with the prompt {ALOUD[0]!r}")
-    save_audio(waveform, out)
+    save_audio(out, waveform)
 
 def _listen(files, prompt, model, strict, device, names=True):
     "Shared by transcribe and ask: the good files are answered, the bad ones named."

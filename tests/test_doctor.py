@@ -26,7 +26,7 @@ def test_a_good_machine_passes(command):
     out = "\n".join(lines(command, 0))
     for part in ("corpus: ", "lm: replies", "encoder: hears", "tiny: replies", "of memory", "free for the cache", "torch and torchaudio fit together"): assert part in out, part
 
-@pytest.mark.parametrize("path,names", [("corpus/valid.parquet", {"corpus", "encoder", "tiny"}), ("lm/model.safetensors", {"lm", "tiny"}), ("encoder/model.safetensors", {"encoder", "tiny"}), ("tiny/slots.json", {"tiny"}), ("lm/tokenizer.json", {"lm", "tiny"})])
+@pytest.mark.parametrize("path,names", [("corpus/valid.parquet", {"corpus", "encoder", "tiny", "tiny-units"}), ("lm/model.safetensors", {"lm", "tiny", "tiny-units"}), ("encoder/model.safetensors", {"encoder", "tiny", "tiny-units"}), ("tiny/slots.json", {"tiny", "tiny-units"}), ("lm/tokenizer.json", {"lm", "tiny", "tiny-units"})])
 def test_what_is_cut_short_is_named(command, data, path, names):
     (data / path).write_bytes((data / path).read_bytes()[:100])
     bad = failed(command)

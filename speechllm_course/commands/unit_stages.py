@@ -42,6 +42,7 @@ class UnitData:
     text_share: float = 0.0       # share of exchanges in text alone
     questions: float = 0.0        # share of those that are questions alone
     chains: float = 0.0           # share of those questions that are answered by a chain without sound
+    drop: float = 0.0             # share of the heard units that are left out, at random
 
 def spoken_store(texts):
     "Energies of texts in the answering voice, spoken once."
@@ -104,5 +105,5 @@ def unit_lm_stage(config):
     data, units = check_config(config.data, UnitData), UnitTokenizer.load(find_artifact(config.units))
     lm, tokenizer = load_lm(config.start or config.lm)
     if not config.start: add_units(tokenizer, lm, units.K, **config.model)
-    batches = UnitBatches(tokenizer, unit_rows(units, data), data.batch, data.seed, data.shares, data.text_share, data.questions, data.chains)
+    batches = UnitBatches(tokenizer, unit_rows(units, data), data.batch, data.seed, data.shares, data.text_share, data.questions, data.chains, data.drop)
     return LabelLoss(lm), batches, lambda folder: UnitSpeechLLM(lm, tokenizer, units).save(folder)
