@@ -130,7 +130,7 @@ def _sample(config):
     "The same data settings with a few clips of each kind: enough to check them and to time two steps."
     if config.stage in ("lm", "unit_lm"): return config.data if config.stage == "lm" else {**config.data, "clips": 50, "views": 1}
     data = check_config(dict(config.data), SpeechData)
-    counts = {name: min(getattr(data, name), 50) for name in ("clips", "spoken_digits", "spoken_answers", "flite_clips", "digit_strings", "isolated_digits", "real_digits", "blended_digits")}
+    counts = {name: min(getattr(data, name), 50) for name in ("clips", "spoken_digits", "spoken_answers", "answering", "flite_clips", "digit_strings", "isolated_digits", "real_digits", "blended_digits")}
     return {**config.data, **counts, "views": min(data.views, 1)}
 
 def run_file(path:Path, **options):

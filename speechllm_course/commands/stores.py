@@ -12,10 +12,11 @@ from speechllm_course.corpus import DataError, cache_dir, decode_rows, flite_man
 from speechllm_course.digits import blended_digits, isolated_digits, real_digits
 from speechllm_course.encoder import pad_features, with_edges
 from speechllm_course.recordings import digit_strings, find_root
-from speechllm_course.voices import can_flite, can_synthesise, median_pitch, pitch_class
+from speechllm_course.voices import Voice, can_flite, can_synthesise, median_pitch, pitch_class, speak
 from speechllm_course.world import DIGITS, REFUSAL
 
 VERSION = 2       # raise it when the same request would make other clips: old stores are then left alone
+ANSWERING = Voice("m3", "american", 165, 45, 50)      # who says the answers that a model of units learns to speak
 PART = 2000       # clips a store: one process speaks them from its start, so that they repeat
 
 @dataclass
@@ -24,6 +25,7 @@ class SpeechData:
     clips: int = 2000             # synthesised utterances (the committed ones where nothing can be synthesised)
     spoken_digits: int = 0        # synthesised strings of digits besides
     spoken_answers: int = 0       # synthesised answers, said alone: most are a single word
+    answering: int = 0            # sentences and answers in the voice that a model of units learns to speak with
     flite_clips: int = 0          # utterances and strings of digits in Flite's voices, where Flite is installed
     digit_strings: int = 0        # strings of real digits, where the recordings are at hand
     isolated_digits: int = 0      # synthesised digits as recorders leave them, in many mother tongues
@@ -62,6 +64,11 @@ def _answers(n, seed):
 def _clean_answers(n, seed):
     for row, waveform in _answers(n, seed): yield row | dict(hz=median_pitch(waveform)), waveform
 
+def _answering(n, seed):
+    for row in world_rows("train", n - n // 2, f"answering-{seed}") + [r | dict(text=spoken_form(r)) for r in world_rows("train", n // 2, f"answering-{seed}", "qa")]:
+        waveform = speak(row["text"], ANSWERING).clamp(-1, 1)
+        yield row | dict(hz=median_pitch(waveform)), waveform
+
 def _flite(n, seed):
     rng = random.Random(seed)
     for row in world_rows("train", n - n // 4, f"flite-{seed}") + world_rows("train", n // 4, f"flite-{seed}", "digit"):
@@ -71,10 +78,10 @@ def _flite(n, seed):
 def _committed(n, seed):
     for row, waveform in zip(*decode_rows(load_world("train"))[:2]): yield {k: v for k, v in row.items() if k != "audio"}, waveform
 
-KINDS = {"world": _world, "manner": _manner, "clean": _clean, "spoken-digits": _spoken_digits, "spoken-answers": _answers, "clean-answers": _clean_answers, "flite": _flite, "committed": _committed, "committed-manner": _committed, "digit-strings": digit_strings,
+KINDS = {"world": _world, "manner": _manner, "clean": _clean, "spoken-digits": _spoken_digits, "spoken-answers": _answers, "clean-answers": _clean_answers, "answering": _answering, "flite": _flite, "committed": _committed, "committed-manner": _committed, "digit-strings": digit_strings,
          "isolated-digits": isolated_digits, "real-digits": real_digits, "blended-digits": blended_digits}
 STEADY = ("manner", "committed-manner")           # their speed stays as it is: labels say how somebody spoke
-READY = ("clean", "clean-answers", "isolated-digits", "real-digits", "blended-digits")          # their recording condition is what it should be
+READY = ("clean", "clean-answers", "answering", "isolated-digits", "real-digits", "blended-digits")          # their recording condition is what it should be
 RECORDED = ("digit-strings", "real-digits", "blended-digits")         # are made from real recordings
 
 def _folder(kind, n, seed): return cache_dir() / "energies" / f"{kind}-{fingerprint(kind, n, seed, VERSION)}"
@@ -92,7 +99,7 @@ def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffin
 
 def training_store(data:SpeechData) -> Joined:
     "Energies of the training clips, each with one random recording condition; made once, then read from the cache."
-    wanted = {"manner" if data.manner else "clean" if data.clean else "world": data.clips, "spoken-digits": data.spoken_digits, "clean-answers" if data.clean else "spoken-answers": data.spoken_answers, "flite": data.flite_clips, "digit-strings": data.digit_strings,
+    wanted = {"manner" if data.manner else "clean" if data.clean else "world": data.clips, "spoken-digits": data.spoken_digits, "clean-answers" if data.clean else "spoken-answers": data.spoken_answers, "answering": data.answering, "flite": data.flite_clips, "digit-strings": data.digit_strings,
               "isolated-digits": data.isolated_digits, "real-digits": data.real_digits, "blended-digits": data.blended_digits}
     if not can_synthesise(): wanted = {"committed-manner" if data.manner else "committed": 1} | {kind: wanted[kind] for kind in RECORDED}
     if data.flite_clips and not can_flite(): del wanted["flite"]; print("without Flite's voices: not installed (on Debian or Ubuntu: apt install flite)")

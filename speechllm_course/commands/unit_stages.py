@@ -6,7 +6,7 @@ import torch
 
 from speechllm_course.audio import log_mel_energy
 from speechllm_course.cache import ArrayStore, fingerprint
-from speechllm_course.commands.stores import SpeechData, by_length, encoded_store, spoken_form, training_store
+from speechllm_course.commands.stores import ANSWERING, SpeechData, by_length, encoded_store, spoken_form, training_store
 from speechllm_course.corpus import cache_dir, find_artifact
 from speechllm_course.lm import LabelLoss, load_lm
 from speechllm_course.optimise import Batches, ConfigError, check_config
@@ -16,9 +16,7 @@ from speechllm_course.unit_tokenizer import UnitTokenizer
 from speechllm_course.units import assign, dedup, fit_units
 from speechllm_course.vocab_merge import UnitSpeechLLM, add_units
 from speechllm_course.vocoder import Vocoder, VocoderConfig, vocoder_collate, voice_statistics
-from speechllm_course.voices import Voice, speak
-
-ANSWERING = Voice("m3", "american", 165, 45, 50)      # who says the answers that the model learns to speak
+from speechllm_course.voices import speak
 
 @dataclass
 class UnitsModel:
