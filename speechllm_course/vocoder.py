@@ -183,7 +183,7 @@ class Vocoder(VocoderParts):
     def speak(self,
         units, # (N,) ids, a tensor or a list, without repeats
         counts=None, # (N,) run lengths (default: predicted)
-        voice:torch.Tensor|None=None, # (162,) from `voice_vector` (default: the mean of the training voices)
+        voice:torch.Tensor|None=None, # (162,) from `voice_vector` (default: the mean of the training voices, which is also the shipped vocoder's own voice)
         iterations:int=32) -> torch.Tensor: # of `griffin_lim`; → (samples,) at 16 kHz
         "Say a string of units."
         units, counts, voice = check_speech(units, counts, voice, self.config)

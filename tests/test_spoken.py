@@ -4,6 +4,7 @@ import difflib, json
 import pytest, torch, yaml
 
 from speechllm_course.audio import load_audio, log_mel_energy, normalise_log_mel, save_audio
+from speechllm_course.commands import unit_stages
 from speechllm_course.commands.spoken import judge, load_any
 from speechllm_course.commands.stages import Stage, run_stage
 from speechllm_course.commands.stores import SpeechData, training_store
@@ -14,6 +15,7 @@ from speechllm_course.optimise import ConfigError
 from speechllm_course.processor import load_ears
 from speechllm_course.unit_tokenizer import LayerFrames, UnitTokenizer, agreement
 from speechllm_course.units import assign, dedup, fit_units
+from speechllm_course.vocoder import load_vocoder, vocoder_collate
 from speechllm_course.voices import can_synthesise, speak
 from speechllm_course.world import REFUSAL
 
@@ -87,6 +89,19 @@ def test_training_pairs_clips_with_their_own_units(few_units):
     for i, (ids, counts) in enumerate(units_of_clips(few_units, store)):
         own, runs = heard(few_units, store[i])
         assert int(counts.sum()) == int(runs.sum()) and agreement(torch.repeat_interleave(ids, counts), torch.repeat_interleave(own, runs)) > .95      # cached in 16 bits
+
+@pytest.mark.skipif(not can_synthesise(), reason="needs eSpeak NG: pip install 'speechllm_course[tts]'")
+def test_the_answering_voice_becomes_the_vocoders_own(few_units, tmp_path, monkeypatch):
+    "Its rows are trained with the mean voice, which is what `speak` takes when none is given; other clips keep their own."
+    few_units.save(tmp_path / "units", "encoder")
+    seen = []
+    def spy(store, pairs, voices, settings): seen.append((store, voices)); return vocoder_collate(store, pairs, voices, settings)
+    monkeypatch.setattr(unit_stages, "vocoder_collate", spy)
+    run_stage(Stage(stage="vocoder", out=str(tmp_path / "out"), units=str(tmp_path / "units"), data=dict(clips=6, answering=6, seed=1, clean=True, budget=2000), train=dict(steps=1)), device="cpu", quiet=True)
+    (store, voices), model = seen[0], load_vocoder(tmp_path / "out")
+    own = [i for i, row in enumerate(store.rows) if row.get("own_voice")]
+    assert len(own) == 6 and all(torch.allclose(voices[i], model.voice_mean, atol=1e-2) for i in own)
+    assert not any(torch.allclose(voices[i], model.voice_mean, atol=1e-2) for i in range(len(store)) if i not in own)
 
 @pytest.mark.skipif(not can_synthesise(), reason="needs eSpeak NG: pip install 'speechllm_course[tts]'")
 def test_what_is_to_be_said_is_what_the_answering_voice_says(few_units):

@@ -25,7 +25,7 @@ class SpeechData:
     clips: int = 2000             # synthesised utterances (the committed ones where nothing can be synthesised)
     spoken_digits: int = 0        # synthesised strings of digits besides
     spoken_answers: int = 0       # synthesised answers, said alone: most are a single word
-    answering: int = 0            # sentences and answers in the voice that a model of units learns to speak with
+    answering: int = 0            # vocoder: sentences and lone answers in the voice that a model of units learns to speak with
     flite_clips: int = 0          # utterances and strings of digits in Flite's voices, where Flite is installed
     digit_strings: int = 0        # strings of real digits, where the recordings are at hand
     isolated_digits: int = 0      # synthesised digits as recorders leave them, in many mother tongues
@@ -66,8 +66,7 @@ def _clean_answers(n, seed):
 
 def _answering(n, seed):
     for row in world_rows("train", n - n // 2, f"answering-{seed}") + [r | dict(text=spoken_form(r)) for r in world_rows("train", n // 2, f"answering-{seed}", "qa")]:
-        waveform = speak(row["text"], ANSWERING).clamp(-1, 1)
-        yield row | dict(hz=median_pitch(waveform)), waveform
+        yield row | dict(own_voice=True), speak(row["text"], ANSWERING).clamp(-1, 1)
 
 def _flite(n, seed):
     rng = random.Random(seed)

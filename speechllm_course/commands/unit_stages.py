@@ -91,10 +91,12 @@ def vocoder_stage(config):
     data, units = check_config(config.data, SpeechData), UnitTokenizer.load(find_artifact(config.units))
     store = training_store(data)
     pairs = units_of_clips(units, store)
-    voices = torch.stack([voice_statistics(store[i], row["hz"]) for i, row in enumerate(store.rows)])
     settings = VocoderConfig(units=units.K, **config.model)
     model = Vocoder.from_pretrained(find_artifact(config.start), dtype=torch.float32, use_safetensors=True) if config.start else Vocoder(settings)
-    if not config.start: model.know_voices(voices)
+    others = {i: voice_statistics(store[i], row["hz"]) for i, row in enumerate(store.rows) if not row.get("own_voice")}
+    if not config.start: model.know_voices(torch.stack([*others.values()]))
+    # The answering voice is given no description but the mean: who speaks without a voice speaks in that one. The description of a single word would give the word away.
+    voices = torch.stack([others.get(i, model.voice_mean) for i in range(len(store))])
     batches = Batches([r["frames"] for r in store.rows], vocoder_collate(store, pairs, voices, settings), data.budget, data.seed)
     return model, batches, lambda folder: model.half().save_pretrained(folder)
 
