@@ -11,7 +11,7 @@ import typer
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Build a speech LLM, hear it, measure it. Start with: speechllm tour")
 data_app = typer.Typer(no_args_is_help=True, help="List, build and fetch corpora. Example: speechllm data list")
-bench_app = typer.Typer(no_args_is_help=True, help="Measure speed against peers. Example: speechllm bench speed")
+bench_app = typer.Typer(no_args_is_help=True, help="Studies on equal terms, and speed against peers. Example: speechllm bench fusion --quick")
 app.add_typer(data_app, name="data"); app.add_typer(bench_app, name="bench")
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 
@@ -57,7 +57,7 @@ def build(artifacts: Annotated[Optional[list[str]], typer.Argument(help="corpus,
     run(artifacts or [], out, quick)
 
 @app.command()
-def train(config: Annotated[Path, typer.Argument(help="a YAML file with a stage")], resume: Annotated[bool, typer.Option(help="continue after the last checkpoint")] = False,
+def train(config: Annotated[Path, typer.Argument(help="a YAML file with a stage, or the name of a shipped one, such as pretrain-bestrq.yaml")], resume: Annotated[bool, typer.Option(help="continue after the last checkpoint")] = False,
           dry_run: Annotated[bool, typer.Option(help="check config and data, estimate memory and time, train nothing")] = False, device: Device = "auto"):
     """Run one training stage from a config file. Example: speechllm train connector.yaml --dry-run"""
     from speechllm_course.commands.stages import run_file
@@ -162,6 +162,33 @@ def claim(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few s
           row: Annotated[Optional[list[str]], typer.Option(help="only this row; may be given several times")] = None):
     """Conversion against a merged vocabulary: what of speech is left. Example: speechllm bench claim --quick"""
     from speechllm_course.commands.claim_study import ROWS, run
+    for name in row or []: choose("--row", name, ROWS)
+    run(out, quick, row)
+
+@bench_app.command()
+def pretrain(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few steps: every row runs, no figure is evidence")] = False,
+             out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped (default: runs/pretrain.json)")] = None,
+             row: Annotated[Optional[list[str]], typer.Option(help="only this row; may be given several times")] = None):
+    """What pretraining saves in labels: every objective with 1, 10 and 100 % of them. Example: speechllm bench pretrain --quick"""
+    from speechllm_course.commands.pretrain_study import ROWS, run
+    for name in row or []: choose("--row", name, ROWS)
+    run(out, quick, row)
+
+@bench_app.command()
+def towards(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few steps: every row runs, no figure is evidence")] = False,
+            out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped (default: runs/towards.json)")] = None,
+            row: Annotated[Optional[list[str]], typer.Option(help="only this row; may be given several times")] = None):
+    """Is a connector trained faster behind an encoder that was trained towards the language model? Example: speechllm bench towards --quick"""
+    from speechllm_course.commands.towards_study import ROWS, run
+    for name in row or []: choose("--row", name, ROWS)
+    run(out, quick, row)
+
+@bench_app.command()
+def whole(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few steps: every row runs, no figure is evidence")] = False,
+          out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped (default: runs/whole.json)")] = None,
+          row: Annotated[Optional[list[str]], typer.Option(help="only this row; may be given several times")] = None):
+    """Whole-model pretraining on mixed sequences, with spans and with units. Example: speechllm bench whole --quick"""
+    from speechllm_course.commands.whole_study import ROWS, run
     for name in row or []: choose("--row", name, ROWS)
     run(out, quick, row)
 

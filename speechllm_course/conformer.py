@@ -141,12 +141,20 @@ class ConformerBody(PreTrainedModel):
 
     def _init_weights(self, module): "Keep PyTorch's own initialisation: transformers' default of 0.02 is too quiet for so narrow a network."
 
-    def encode(self, features, real): # (B, T, mels), (B, T)
-        "Hidden states, L + 1 tensors (B, T / 4, D), and their mask (B, T / 4)."
-        x, mask = slow_down([self.conv1, self.conv2], same_loudness(features, real), real)
+    def front(self, features, real): # (B, T, mels), (B, T)
+        "Loudness out, a quarter of the frames: (B, T / 4, D) and their mask (B, T / 4)."
+        return slow_down([self.conv1, self.conv2], same_loudness(features, real), real)
+
+    def context(self, x, mask): # (B, T, D), (B, T)
+        "The blocks, one after the other: L + 1 hidden states (B, T, D), of which `x` is the first."
         hidden, turn = [x], rotary(x.shape[1], self.config.hidden_size // self.config.num_attention_heads, x.device)
         for block in self.blocks:
             x = block(x, mask, *turn)
             hidden.append(x)
         hidden[-1] = self.norm(x)
-        return tuple(hidden), mask
+        return tuple(hidden)
+
+    def encode(self, features, real): # (B, T, mels), (B, T)
+        "Hidden states, L + 1 tensors (B, T / 4, D), and their mask (B, T / 4)."
+        x, mask = self.front(features, real)
+        return self.context(x, mask), mask

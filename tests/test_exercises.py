@@ -202,7 +202,32 @@ def delayed(codes, steps, fill):
 def delay_first_row(codes, empty): return delayed(codes, lambda q, Q: Q - 1 - q, empty)
 def delay_zeros(codes, empty): return delayed(codes, lambda q, Q: q, 0)
 def delay_one_step(codes, empty): return delayed(codes, lambda q, Q: min(q, 1), empty)
+def hide_rolled(starts, width): return torch.stack([starts.roll(k, 1) for k in range(width)]).any(0)
+def hide_one_more(starts, width):
+    at = torch.arange(starts.shape[1]); return at - torch.where(starts, at, -99).cummax(1).values <= width
+def hide_first_start(starts, width):
+    at, first = torch.arange(starts.shape[1]), starts.int().argmax(1)[:, None]; return (at >= first) & (at < first + width) | starts & (at >= first + width) | torch.nn.functional.pad(starts & (at >= first + width), (1, 0))[:, :-1] | torch.nn.functional.pad(starts & (at >= first + width), (2, 0))[:, :-2]
+def hide_from_zero(starts, width):
+    at = torch.arange(starts.shape[1]); return at - torch.where(starts, at, 0).cummax(1).values < width
+def hide_after(starts, width):
+    at = torch.arange(starts.shape[1]); gap = at - torch.where(starts, at, -99).cummax(1).values; return (gap > 0) & (gap < width)
+def code_by_distance(x, codes): return torch.cdist(x, codes).argmin(1)
+def code_long_wins(x, codes): return (x @ codes.T).argmax(1)
+def code_scores(x, codes): return (x @ torch.nn.functional.normalize(codes, dim=1).T).max(1).values
+def code_half(x, codes): return torch.cdist(torch.nn.functional.normalize(x, dim=1), codes).argmin(1)
+def others_as_drawn(draw): return draw
+def others_only_behind(draw): return draw + (draw > torch.arange(len(draw))[:, None]).long()
+def others_replaced(draw): return torch.where(draw == torch.arange(len(draw))[:, None], draw + 1, draw)
+def others_modulo(draw): return (draw + torch.arange(len(draw))[:, None]) % len(draw)
+def unused_not_a_number(p): m = p.mean(0); return 1 + (m * m.log()).sum(1).neg().exp().sum().neg() / m.numel()
+def unused_frame_by_frame(p): return 1 - torch.special.entr(p).sum(2).exp().sum(1).mean() / p[0].numel()
+def unused_entropy(p): m = p.mean(0); return 1 - torch.special.entr(m).sum() / m.numel()
+def unused_all_in_one(p): m = p.mean(0) / p.shape[1]; return 1 - torch.special.entr(m).sum().exp() / m.numel()
 BUGS = [  # (lesson, exercise, bug, part of its message)
+    ("13", "hide", hide_rolled, "must not go on at the beginning"), ("13", "hide", hide_one_more, "itself and two more"), ("13", "hide", hide_first_start, "the later start counts"), ("13", "hide", hide_from_zero, "nothing before a start"), ("13", "hide", hide_after, "its own frame"),
+    ("13", "code_of", code_by_distance, "by distance"), ("13", "code_of", code_long_wins, "wins too often"), ("13", "code_of", code_scores, "whole numbers"), ("13", "code_of", code_half, "only the frames were scaled"),
+    ("13", "others", others_as_drawn, "nothing was skipped"), ("13", "others", others_only_behind, "at or behind"), ("13", "others", others_replaced, "not only the one that hits it"), ("13", "others", others_modulo, "its own distractor"),
+    ("13", "unused", unused_not_a_number, "0 ln 0"), ("13", "unused", unused_frame_by_frame, "average over the frames first"), ("13", "unused", unused_entropy, "nothing is unused"), ("13", "unused", unused_all_in_one, "in each group"),
     ("11", "lloyd_step", lloyd_nan, "mean of nothing"), ("11", "lloyd_step", lloyd_origin, "went to the origin"), ("11", "lloyd_step", lloyd_dropped, "K stays as it is"), ("11", "lloyd_step", lloyd_sums, "divide by how many"),
     ("11", "lloyd_step", lloyd_dot_product, "squared length"), ("11", "lloyd_step", lloyd_farthest, "smallest distance"), ("11", "lloyd_step", lloyd_in_place, "build new ones"),
     ("11", "spans", spans_without_last, "the last run ends with the clip"), ("11", "spans", spans_inclusive, "plus one"), ("11", "spans", spans_of_units, "comes back"), ("11", "spans", spans_unit_zero_is_nothing, "a unit like any other"), ("11", "spans", spans_of_tensors, "plain integers"),

@@ -83,6 +83,50 @@ def claim_table(folder:Path) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} | {sum(r['tokens_per_second'] for r in runs) / len(runs):.1f} | {sum(r['training_seconds'] for r in runs) / len(runs):.0f} |")
     return "\n".join(lines)
 
+def pretrain_table(folder:Path) -> str:
+    "The README's table of label budgets, and of what comes after them."
+    path = folder / "pretrain.json"
+    if not path.exists(): return "Not measured yet; `speechllm bench pretrain --out data/results/pretrain.json` does it."
+    from speechllm_course.commands.pretrain_study import ROWS, rates_of, shares_of
+    saved = json.loads(path.read_text())
+    shares, tests = shares_of(saved), ("test_voices", "real speaker")
+    counts = [t["labels"] for t in saved["rows"][0]["tuned"]]
+    lines = [f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds; WER in percent, ± is a 95 % interval over seeds; an encoder of {saved['settings']['plan']['body']['num_hidden_layers']} blocks, {saved['settings']['plan']['body']['hidden_size']} wide.", "",
+             "| before the labels | " + " | ".join(f"{name}, {n:,} labels" for name in ("unseen voices", "a real speaker's digits") for n in counts) + " |", "|---" * (1 + 2 * len(shares)) + "|"]
+    for name in ROWS:
+        runs = [r for r in saved["rows"] if r["row"] == name]
+        if runs: lines.append(f"| {name} | " + " | ".join(spread(x) if (x := rates_of(runs, share, test)) else "" for test in tests for share in shares) + " |")
+    return "\n".join(lines)
+
+def _study(folder, name):
+    "(results of a study or None, what to say about them)."
+    path = folder / f"{name}.json"
+    if not path.exists(): return None, f"Not measured yet; `speechllm bench {name} --out data/results/{name}.json` does it."
+    saved = json.loads(path.read_text())
+    return saved, f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds, n = {saved['rows'][0]['n']:,} clips of unseen voices; ± is a 95 % interval over seeds."
+
+def towards_table(folder:Path) -> str:
+    "The README's table of a connector behind encoders that were, or were not, trained towards the language model."
+    from speechllm_course.commands.towards_study import ROWS
+    saved, about = _study(folder, "towards")
+    if saved is None: return about
+    lines = [about, "", "| encoder, frozen | loss of the connector at its end | WER % | seconds before the connector |", "|---|---|---|---|"]
+    for name in ROWS:
+        runs = [r for r in saved["rows"] if r["row"] == name]
+        if runs: lines.append(f"| {name} | {spread([r['curve'][-1][1] for r in runs], 2)} | {spread([100 * r['wer'] for r in runs])} | {sum(r['pretrain_seconds'] for r in runs) / len(runs):.0f} |")
+    return "\n".join(lines)
+
+def whole_table(folder:Path) -> str:
+    "The README's table of models of which everything was trained on mixed sequences."
+    from speechllm_course.commands.whole_study import ROWS
+    saved, about = _study(folder, "whole")
+    if saved is None: return about
+    lines = [about, "", "| model | WER % | written questions % | training s |", "|---|---|---|---|"]
+    for name in ROWS:
+        runs = [r for r in saved["rows"] if r["row"] == name]
+        if runs: lines.append(f"| {name} | {spread([100 * r['wer'] for r in runs])} | {spread([100 * r['text'] for r in runs])} | {sum(r['seconds'] for r in runs) / len(runs):.0f} |")
+    return "\n".join(lines)
+
 def fusion_figure(folder:Path):
     "Bars of the fusion study, with a dot for every seed."
     import matplotlib.pyplot as plt
@@ -95,7 +139,7 @@ def fusion_figure(folder:Path):
 
 def filled(readme:str, folder:Path) -> str:
     "The README with its tables renewed."
-    for name, made in (("results", results_table(folder)), ("fusion", fusion_table(folder)), ("claim", claim_table(folder)), ("speed", speed_table(folder / "speed.json"))):
+    for name, made in (("results", results_table(folder)), ("fusion", fusion_table(folder)), ("claim", claim_table(folder)), ("pretrain", pretrain_table(folder)), ("towards", towards_table(folder)), ("whole", whole_table(folder)), ("speed", speed_table(folder / "speed.json"))):
         readme = re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m: f"{m[1]}{made}\n{m[2]}", readme, flags=re.S)
     return readme
 

@@ -256,10 +256,10 @@ def run(out=None, quick=False, transcripts=False, only=None):
 
 HEAD = f"{'row':27} {'WER %':>14} {'questions %':>14} {'manner %':>14} {'voice left':>10} {'parameters':>10} {'tokens/s':>8} {'train s':>7} {'answer ms':>9}"
 
-def spread(values):
+def spread(values, digits=1):
     "The mean over seeds, and where there are three or more the half-width of its 95 % interval (Student's t)."
     x = np.array(values)
-    return f"{x.mean():.1f}" + (f" ±{stats.t.ppf(.975, len(x) - 1) * x.std(ddof=1) / len(x) ** .5:.1f}" if len(x) > 2 else "")
+    return f"{x.mean():.{digits}f}" + (f" ±{stats.t.ppf(.975, len(x) - 1) * x.std(ddof=1) / len(x) ** .5:.{digits}f}" if len(x) > 2 else "")
 
 def line(name, runs):
     "One row of the table."
@@ -276,7 +276,7 @@ def table(saved):
 def load_study(name="fusion"):
     "A committed result by name. Raises `FileNotFoundError` with the command that makes it."
     path = data_dir() / "results" / f"{name}.json"
-    if not path.exists(): raise FileNotFoundError(f"{path}: not measured yet; run: speechllm bench fusion --out {path}")
+    if not path.exists(): raise FileNotFoundError(f"{path}: not measured yet; run: speechllm bench {name} --out {path}")
     return json.loads(path.read_text())
 
 def runs_of(saved, name): return [r for r in saved["rows"] if r["row"] == name]

@@ -1,12 +1,14 @@
 "Training stages from a config file. The shipped recipes are the YAML files beside this module."
-import difflib, re, resource, time
+import re, resource, time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch, yaml
 from accelerate import PartialState
 
-from speechllm_course.commands.stores import SpeechData, encoded_store, training_store
+from speechllm_course.commands.options import known_options
+from speechllm_course.commands.pretrain_stages import PretrainData, pretrain_stage
+from speechllm_course.commands.stores import COUNTS, SpeechData, encoded_store, training_store
 from speechllm_course.commands.unit_stages import unit_lm_stage, units_stage, vocoder_stage
 from speechllm_course.corpus import find_artifact
 from speechllm_course.optimise import Batches, ConfigError, TrainConfig, check_config, freeze
@@ -24,7 +26,7 @@ class TextData:
 @dataclass
 class Stage:
     "One training run."
-    stage: str = "speechllm"      # lm, encoder, speechllm, units, vocoder or unit_lm
+    stage: str = "speechllm"      # lm, encoder, speechllm, pretrain, units, vocoder or unit_lm
     out: str = "runs/train"       # folder for checkpoints and the finished model
     model: dict = field(default_factory=dict)     # options of the model
     data: dict = field(default_factory=dict)      # SpeechData, TextData or UnitData
@@ -36,7 +38,8 @@ class Stage:
     average: bool = False         # encoder, speechllm: save the mean of the weights before and after this stage
 
 def read_config(path:Path) -> Stage:
-    "Read and check a config file. Raises `ConfigError` in one line."
+    "Read and check a config file, or a shipped one by its name. Raises `ConfigError` in one line."
+    if not path.exists() and (shipped := Path(__file__).parent / path).suffix == ".yaml" and shipped.exists(): path = shipped
     if not path.exists(): raise ConfigError(f"{path}: no such config file; shipped ones: {', '.join(sorted(p.name for p in Path(__file__).parent.glob('*.yaml')))}")
     try: values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as e: raise ConfigError(f"{path}: not valid YAML ({' '.join(str(e).split())[:120]})") from None
@@ -58,12 +61,6 @@ def lm_stage(config):
     batches = TextBatches(tokenizer, data.batch, data.seed, data.questions)
     return LabelLoss(model), batches, lambda folder: (model.half().save_pretrained(folder), tokenizer.save_pretrained(folder))
 
-def _options(values, known):
-    "Model options, checked against the names that the model takes."
-    for key in values:
-        if key not in known: raise ConfigError(f"model.{key}: unknown key; did you mean {(difflib.get_close_matches(key, known, 1) or list(known))[0]}?")
-    return values
-
 def averaging(config, model):
     "A function that, where the config asks for it, puts the mean of the weights now and the weights then into the model."
     if not config.average: return lambda: None
@@ -78,7 +75,7 @@ def encoder_stage(config):
     from speechllm_course.encoders import LogMelExtractor
     data = check_config(config.data, SpeechData)
     tokenizer, store = AutoTokenizer.from_pretrained(find_artifact(config.lm)), training_store(data)
-    model = Conformer.from_pretrained(find_artifact(config.start), dtype=torch.float32, use_safetensors=True) if config.start else Conformer(ConformerConfig(vocab_size=len(tokenizer), **_options(config.model, ConformerConfig.__annotations__)))
+    model = Conformer.from_pretrained(find_artifact(config.start), dtype=torch.float32, use_safetensors=True) if config.start else Conformer(ConformerConfig(vocab_size=len(tokenizer), **known_options(config.model, ConformerConfig.__annotations__)))
     average = averaging(config, model)
     def save(folder):
         average()
@@ -90,7 +87,7 @@ def speechllm_stage(config):
     "The slots between an encoder and a language model, and whatever else may move."
     from speechllm_course.processor import load_model, new_model, save_difference, speech_collate
     data = check_config(config.data, SpeechData)
-    model = load_model(config.start) if config.start else new_model(config.encoder, config.lm, **_options(config.model, ("post_process", "connector")))
+    model = load_model(config.start) if config.start else new_model(config.encoder, config.lm, **known_options(config.model, ("post_process", "connector")))
     if model.model.encoder.kind != "speechllm_conformer": raise ConfigError("encoder: this stage trains on log-mel energies, which only our conformer hears; use processor.batch with another encoder")
     if data.views: _check_views(config, model)
     if data.manner and data.views != 1: raise ConfigError("data.manner: augmentation changes pace and pitch, and so falsifies the answer; set data.views: 1 (the plain clips), or data.manner: 0")
@@ -108,7 +105,7 @@ def _check_views(config, model):
     moving = next((n for n, _ in model.named_parameters() if n.startswith("model.encoder.") and any(re.search(p, n) for p in patterns)), None)
     if moving: raise ConfigError(f"data.views: the cache needs a frozen encoder, but train.trainable lets {moving} move; name other parameters, or set data.views: 0")
 
-STAGES = dict(lm=lm_stage, encoder=encoder_stage, speechllm=speechllm_stage, units=units_stage, vocoder=vocoder_stage, unit_lm=unit_lm_stage)
+STAGES = dict(lm=lm_stage, encoder=encoder_stage, speechllm=speechllm_stage, pretrain=pretrain_stage, units=units_stage, vocoder=vocoder_stage, unit_lm=unit_lm_stage)
 
 def run_stage(config:Stage, resume=False, dry_run=False, device="auto", quiet=False):
     "Train one stage and save the finished model in its out folder."
@@ -117,11 +114,11 @@ def run_stage(config:Stage, resume=False, dry_run=False, device="auto", quiet=Fa
     if dry_run: config.data = _sample(config)
     torch.manual_seed(settings.seed)
     if config.stage == "units": return units_stage(config)                # k-means: no steps
-    model, batches, save = STAGES[config.stage](config)
+    model, batches, save, *watch = STAGES[config.stage](config)
     count = freeze(model, settings.trainable)
     print(f"{config.stage}: {sum(p.numel() for p in model.parameters()):,} parameters, {count:,} of them move")
     if dry_run: return estimate(model, batches, settings)
-    history = train(model, batches, settings, resume=resume, quiet=quiet)
+    history = train(model, batches, settings, resume=resume, quiet=quiet, watch=watch[0] if watch else None)
     if PartialState().is_main_process: save(config.out)
     PartialState().wait_for_everyone()                   # nobody goes on to load a model that is half written
     return history
@@ -129,8 +126,8 @@ def run_stage(config:Stage, resume=False, dry_run=False, device="auto", quiet=Fa
 def _sample(config):
     "The same data settings with a few clips of each kind: enough to check them and to time two steps."
     if config.stage in ("lm", "unit_lm"): return config.data if config.stage == "lm" else {**config.data, "clips": 50, "views": 1}
-    data = check_config(dict(config.data), SpeechData)
-    counts = {name: min(getattr(data, name), 50) for name in ("clips", "spoken_digits", "spoken_answers", "answering", "flite_clips", "digit_strings", "isolated_digits", "real_digits", "blended_digits")}
+    data = check_config(dict(config.data), PretrainData if config.stage == "pretrain" else SpeechData)
+    counts = {name: min(getattr(data, name), 50) for name in COUNTS}
     return {**config.data, **counts, "views": min(data.views, 1)}
 
 def run_file(path:Path, **options):

@@ -19,6 +19,8 @@ VERSION = 2       # raise it when the same request would make other clips: old s
 ANSWERING = Voice("m3", "american", 165, 45, 50)      # who says the answers that a model of units learns to speak
 PART = 2000       # clips a store: one process speaks them from its start, so that they repeat
 
+COUNTS = ("clips", "spoken_digits", "spoken_answers", "answering", "flite_clips", "digit_strings", "isolated_digits", "real_digits", "blended_digits")     # fields that say how many
+
 @dataclass
 class SpeechData:
     "What a stage that hears is trained on."

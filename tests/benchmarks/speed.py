@@ -210,11 +210,44 @@ def speaking():
     return table + [dict(area="question to spoken answer", candidate="hear, write, speak", seconds=round(seconds, 4), rate=round(said / len(asked) / seconds, 1), unit="spoken seconds per second", ours_is_faster_by=1.0),
                     dict(area="units to waveform", candidate="vocoder and Griffin-Lim", seconds=round(whole, 4), rate=round(length / whole, 1), unit="spoken seconds per second", ours_is_faster_by=1.0)]
 
+def pretraining():
+    "One step of every objective on 16 clips of similar length, from waveforms, beside transformers' pretraining models of the same width and depth."
+    from transformers import Wav2Vec2Config, Wav2Vec2ConformerConfig, Wav2Vec2ConformerForPreTraining, Wav2Vec2ForPreTraining
+    from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices, _sample_negative_indices
+    from speechllm_course.audio import log_mel_energy
+    from speechllm_course.commands.pretrain_stages import OBJECTIVES
+    from speechllm_course.conformer import ConformerBody
+    from speechllm_course.hubert import mfcc
+    from speechllm_course.masking import Pretrainer, masked_collate
+    from speechllm_course.units import assign
+    D, L, seconds = 128, 4, np.sort(lengths())[24:40]
+    clips = [torch.randn(int(s * 16_000), generator=torch.Generator().manual_seed(i)) * .1 for i, s in enumerate(seconds)]
+    config = ConformerConfig(hidden_size=D, num_hidden_layers=L, intermediate_size=2 * D, letter_layer=L - 1)
+    centres = torch.randn(100, 39)
+    def ours(name):
+        model = Pretrainer(ConformerBody(config), OBJECTIVES[name](config))
+        def step():
+            energies = [log_mel_energy(c) for c in clips]
+            batch = masked_collate(energies, ids=(lambda i: assign(mfcc(energies[i]), centres)) if name == "hubert" else None)(range(len(clips)), torch.Generator().manual_seed(0))
+            model(**batch).loss.backward(); model.zero_grad()
+        return step
+    def theirs(kind, config_kind):
+        model = kind(config_kind(hidden_size=D, num_hidden_layers=L, num_attention_heads=4, intermediate_size=2 * D, proj_codevector_dim=64, codevector_dim=64, num_codevectors_per_group=64, num_negatives=50, layerdrop=0., conv_dim=(D,) * 7)).train()
+        values = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
+        T = int(model._get_feat_extract_output_lengths(values.shape[1]))
+        def step():
+            masked = _compute_mask_indices((len(clips), T), .5, 8)
+            negatives = _sample_negative_indices((len(clips), T), 50, mask_time_indices=masked)
+            model(values, mask_time_indices=torch.from_numpy(masked), sampled_negative_indices=torch.from_numpy(negatives)).loss.backward(); model.zero_grad()
+        return step
+    candidates = {f"ours, {name}": ours(name) for name in OBJECTIVES} | {"transformers Wav2Vec2ForPreTraining": theirs(Wav2Vec2ForPreTraining, Wav2Vec2Config), "transformers Wav2Vec2ConformerForPreTraining": theirs(Wav2Vec2ConformerForPreTraining, Wav2Vec2ConformerConfig)}
+    return rows("pretraining step", contest(candidates, 3), "ours, wav2vec2", sum(map(len, clips)) / 16_000, "audio-seconds per second")
+
 def run(out=None):
     "All contests; a table, and JSON where asked."
     torch.set_num_threads(1); torch.manual_seed(0)
     table = []
-    for area in (front_end, scored_positions, slots, units, training, generation, speaking):
+    for area in (front_end, scored_positions, slots, units, training, generation, speaking, pretraining):
         table += area()
     for r in table: print(f"{r['area']:24} {r['candidate']:50} {r['seconds']:8.3f} s {'' if r['rate'] is None else r['rate']:>9} {r['unit']:26} x{r['ours_is_faster_by']}")
     if out: write_text(Path(out), json.dumps(dict(hardware=f"{cpu_name()}, 1 thread", torch=torch.__version__, rows=table), indent=1) + "\n")

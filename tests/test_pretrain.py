@@ -1,0 +1,137 @@
+"Pretraining as a stage: every objective trains, resumes exactly, and becomes an encoder; recordings come as folders, and what cannot work says so."
+import os, subprocess, sys, textwrap
+
+import pytest, torch
+
+from test_training import LAUNCH, weights
+from speechllm_course.audio import log_mel_energy, save_audio
+from speechllm_course.cache import ArrayStore
+from speechllm_course.commands.pretrain_stages import OBJECTIVES, copy_body, folder_store
+from speechllm_course.commands.stages import Stage, run_stage
+from speechllm_course.conformer import ConformerBody
+from speechllm_course.corpus import DataError, decode_rows, load_world
+from speechllm_course.encoder import Conformer, ConformerConfig
+from speechllm_course.masking import Collapse
+from speechllm_course.optimise import ConfigError
+
+BODY = dict(hidden_size=32, num_hidden_layers=2, intermediate_size=64, letter_layer=1)
+OPTIONS = dict(bestrq=dict(codes=32), hubert=dict(clusters=10), wav2vec2=dict(codes=8))
+
+def stage(out, objective="bestrq", steps=2, data=None, model=None, **more):
+    return Stage(stage="pretrain", out=str(out), model=dict(objective=objective, options=OPTIONS.get(objective, {}), body=BODY) | (model or {}), data=dict(clips=40, seed=1, budget=1500) | (data or {}), train=dict(steps=steps, log_every=1, save_every=2), **more)
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recordings")
+    (folder / "below").mkdir()
+    for n, waveform in enumerate(decode_rows(load_world("train").select(range(6)))[1]): save_audio(folder / ("below" if n % 2 else "") / f"{n}.wav", waveform)
+    (folder / "broken.wav").write_text("not a sound"); (folder / "notes.txt").write_text("no sound, and none meant")
+    return folder
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_what_comes_out_is_an_encoder(objective, tmp_path):
+    history = run_stage(stage(tmp_path, objective), device="cpu", quiet=True)
+    assert len(history) == 2 and {"loss", "accuracy", "floor", "perplexity", "spread", "rank"} <= history[-1].keys()
+    encoder = Conformer.from_pretrained(tmp_path, dtype=torch.float32, use_safetensors=True)
+    assert all(torch.isfinite(w).all() for w in encoder.state_dict().values()) and encoder.config.hidden_size == 32
+    spelled = run_stage(Stage(stage="encoder", start=str(tmp_path), out=str(tmp_path / "spelled"), data=dict(clips=10, seed=1, budget=1500), train=dict(steps=1, log_every=1)), device="cpu", quiet=True)
+    assert torch.isfinite(torch.tensor(spelled[-1]["loss"]))
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_resuming_reaches_the_same_weights(objective, tmp_path):
+    from speechllm_course.commands import stages
+    run_stage(stage(tmp_path / "whole", objective, 4), device="cpu", quiet=True)
+    class Stop(Exception): pass
+    def cut(config):
+        model, batches, save, watch = pretrain(config)
+        looks = []
+        def watched(model):
+            looks.append(1)
+            if len(looks) == 3: raise Stop                          # in the third step, after the checkpoint of the second
+            return watch(model)
+        return model, batches, save, watched
+    pretrain, stages.STAGES["pretrain"] = stages.STAGES["pretrain"], cut
+    try:
+        with pytest.raises(Stop): run_stage(stage(tmp_path / "cut", objective, 4), device="cpu", quiet=True)
+    finally: stages.STAGES["pretrain"] = pretrain
+    run_stage(stage(tmp_path / "cut", objective, 4), resume=True, device="cpu", quiet=True)
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+@pytest.mark.parametrize("objective", ["bestrq", "wav2vec2"])
+def test_two_processes(objective, tmp_path):
+    (tmp_path / "stage.yaml").write_text(textwrap.dedent(f"""
+        stage: pretrain
+        out: {tmp_path / 'out'}
+        model: {{objective: {objective}, body: {{hidden_size: 32, num_hidden_layers: 2, letter_layer: 1}}}}
+        data: {{clips: 40, seed: 1, budget: 1500}}
+        train: {{steps: 3, log_every: 1}}"""))
+    (tmp_path / "run.py").write_text("import sys; from pathlib import Path; from speechllm_course.commands.stages import run_file; run_file(Path(sys.argv[1]), device='cpu', quiet=True)")
+    run = subprocess.run([sys.executable, *LAUNCH, "0", tmp_path / "run.py", tmp_path / "stage.yaml"], env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+def test_a_second_round_guesses_a_layer_of_the_first(tmp_path):
+    run_stage(stage(tmp_path / "first", "hubert", 1), device="cpu", quiet=True)
+    second = dict(targets=str(tmp_path / "first"), layer=1)
+    assert run_stage(stage(tmp_path / "second", "hubert", 1, model=second, start=str(tmp_path / "first")), device="cpu", quiet=True)
+    with pytest.raises(ConfigError, match="model.layer: 3 is not one of 0 to 2"): run_stage(stage(tmp_path / "third", "hubert", 1, model=second | dict(layer=3)), device="cpu", quiet=True)
+
+def test_a_folder_of_recordings(recordings, tmp_path, capsys):
+    run_stage(stage(tmp_path, data=dict(clips=0, folders=[str(recordings)])), device="cpu", quiet=True)
+    said = capsys.readouterr().out
+    assert "skipped 1 of 7 recordings" in said and "broken.wav" in said
+    assert sorted(r["id"] for r in folder_store(recordings).rows) == sorted(["0.wav", "2.wav", "4.wav", "below/1.wav", "below/3.wav", "below/5.wav"])
+    folder_store(recordings)
+    said = capsys.readouterr().out                                   # from the cache, too
+    assert "skipped 1 of 7" in said and "broken.wav" in said
+
+@pytest.mark.parametrize("config, part", [
+    (dict(objective="bert"), "'bert' is unknown; choose from bestrq"), (dict(model=dict(options=dict(cods=3))), "model.options.cods: unknown key; did you mean codes"), (dict(model=dict(body=dict(hiden_size=3))), "did you mean hidden_size"),
+    (dict(data=dict(clips=0)), "no clip to learn from"), (dict(data=dict(clips=0, folders=["/no/such/folder"])), "/no/such/folder: no such folder"),
+    (dict(objective="hubert", model=dict(options=dict(clusters=10**6))), "K must be at least 1 and at most the number of frames"), (dict(data=dict(p=1.)), "p lies from 0 to below 1")])
+def test_what_cannot_work_says_so(config, part, tmp_path):
+    with pytest.raises((ConfigError, DataError, ValueError), match=part) as e: run_stage(stage(tmp_path, **config), device="cpu", quiet=True)
+    assert "\n" not in str(e.value)
+
+def test_folders_without_sound(tmp_path):
+    with pytest.raises(DataError, match="no sound files"): folder_store(tmp_path)
+    (tmp_path / "a.wav").write_text("no"); (tmp_path / "b.wav").write_text("no")
+    with pytest.raises(DataError, match="none of 2 sound files"): folder_store(tmp_path)
+
+def test_a_run_that_collapses_ends(tmp_path, monkeypatch):
+    from speechllm_course import masking
+    monkeypatch.setattr(masking, "spread", lambda frames: .01)
+    with pytest.raises(Collapse, match="nearly all alike"): run_stage(stage(tmp_path, steps=5), device="cpu", quiet=True)
+
+def test_the_body_is_copied_and_heads_are_left(tmp_path):
+    whole, body = Conformer(ConformerConfig(**BODY)), ConformerBody(ConformerConfig(**BODY))
+    head = whole.ctc_head.weight.clone()
+    copy_body(body, whole)
+    assert all(torch.equal(w, whole.state_dict()[n]) for n, w in body.state_dict().items()) and torch.equal(whole.ctc_head.weight, head)
+
+MEMORY = textwrap.dedent("""
+    import sys
+    from speechllm_course.cache import ArrayStore
+    from speechllm_course.masking import masked_collate
+    from speechllm_course.optimise import Batches
+    def private(): return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) / 1024
+    store = ArrayStore(sys.argv[1])
+    batches, most = Batches([r["frames"] for r in store.rows], masked_collate(store), 5000), 0
+    for n in range(3): batches(n)
+    before = private()
+    for n in range(3, 60): batches(n); most = max(most, private())
+    print(before, most)
+""")
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+    energies = [log_mel_energy(w) for w in decode_rows(load_world("train").select(range(60)))[1]]
+    (tmp_path / "run.py").write_text(MEMORY)
+    used = {}
+    for hours in (.1, 1.):
+        clips = int(hours * 360_000 / (sum(map(len, energies)) / len(energies)))
+        ArrayStore.write(tmp_path / str(hours), ((dict(id=str(n)), energies[n % 60]) for n in range(clips)))
+        out = subprocess.run([sys.executable, tmp_path / "run.py", tmp_path / str(hours)], capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}).stdout
+        used[hours] = float(out.split()[1])
+    assert used[1.] - used[.1] < 20, used                            # MiB; an hour of energies takes 58
