@@ -120,7 +120,7 @@ def eval_(data: Annotated[str, typer.Option(help="world:SPLIT, fsdd, fsdd:SPEAKE
           part: Annotated[str, typer.Option(help="all, encoder or lm")] = "all", input: Annotated[str, typer.Option(help="audio, or text: the transcript instead of the clip")] = "audio",
           model: Annotated[str, typer.Option(help="a shipped model or a folder")] = "tiny", committed: Annotated[bool, typer.Option(help="only the clips that travel with the package, even where more can be synthesised")] = False,
           world_seed: Annotated[int, typer.Option(help="of a full split; another seed is a regenerated world")] = 0, limit: Annotated[int, typer.Option(help="clips at most (0: all)")] = 0,
-          diagnose: Annotated[bool, typer.Option(help="is it listening? swap and silence the audio too")] = False, strict: Annotated[bool, typer.Option(help="fail on a broken clip")] = False,
+          diagnose: Annotated[bool, typer.Option(help="seven examinations besides: does it listen, follow other wordings, keep its text skill; are batches, prompts and spans sound")] = False, strict: Annotated[bool, typer.Option(help="fail on a broken clip")] = False,
           as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False, out: Annotated[Optional[Path], typer.Option(help="write the JSON here too")] = None, device: Device = "auto"):
     """Measure a model on a corpus. Example: speechllm eval --data world:test_voices --task qa --json"""
     from speechllm_course.commands.evaluation import SPOKEN, run, show
@@ -171,6 +171,15 @@ def pretrain(quick: Annotated[bool, typer.Option(help="one seed, few clips, a fe
              row: Annotated[Optional[list[str]], typer.Option(help="only this row; may be given several times")] = None):
     """What pretraining saves in labels: every objective with 1, 10 and 100 % of them. Example: speechllm bench pretrain --quick"""
     from speechllm_course.commands.pretrain_study import ROWS, run
+    for name in row or []: choose("--row", name, ROWS)
+    run(out, quick, row)
+
+@bench_app.command()
+def sft(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few steps: every row runs, no figure is evidence")] = False,
+        out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped (default: runs/sft.json)")] = None,
+        row: Annotated[Optional[list[str]], typer.Option(help="only this row; may be given several times")] = None):
+    """The freeze ladder: what was thawed, with which loss, what it learned, forgot and cost. Example: speechllm bench sft --quick"""
+    from speechllm_course.commands.sft_study import ROWS, run
     for name in row or []: choose("--row", name, ROWS)
     run(out, quick, row)
 

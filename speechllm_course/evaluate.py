@@ -124,9 +124,7 @@ def predict(
     batch_size:int=16, # clips at a time
 ) -> list[str]: # one reply for every example
     "Ask, in batches of similar length."
-    if input == "text":
-        lm = model if part == "lm" else inner_lm(model)
-        return reply(lm, tokenizer, [(prompt, rows[i]["text"]) for i, prompt, _ in chosen])
+    if input == "text": return reply(model, tokenizer, [(prompt, rows[i]["text"]) for i, prompt, _ in chosen])
     if part == "encoder":
         heard = transcribe(model, tokenizer, [waveforms[i] for i, _, _ in chosen], batch_size)
         return [slots_to_text(match_order(h)) if prompt != PROMPTS["asr"][0] and rows[i]["task"] == "order" else h for h, (i, prompt, _) in zip(heard, chosen)]

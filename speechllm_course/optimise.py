@@ -19,6 +19,7 @@ class TrainConfig:
     "Everything the training loop needs to know; the same keys as in a config file."
     steps: int = 1000             # optimiser steps
     learning_rate: float = 1e-3   # at the top of the schedule
+    rates: dict = field(default_factory=dict)     # regular expression → share of the learning rate, such as {encoder: 0.1}; the first that matches counts
     warmup: int = 50              # steps of linear warm-up
     final: float = 0.05           # the schedule ends at this share of the top
     weight_decay: float = 0.01    # on matrices only
@@ -76,12 +77,18 @@ def freeze(
 # %% ../nbs/03a_optimise.ipynb #train-025
 def make_optimizer(
     model:torch.nn.Module, # its parameters that move are optimised
-    config:TrainConfig, # learning_rate, weight_decay
+    config:TrainConfig, # learning_rate, rates, weight_decay
 ) -> torch.optim.Optimizer: # AdamW
-    "AdamW; weight decay on matrices, none on norms and biases."
-    moving = [p for p in model.parameters() if p.requires_grad]
-    groups = [dict(params=[p for p in moving if p.ndim >= 2], weight_decay=config.weight_decay), dict(params=[p for p in moving if p.ndim < 2], weight_decay=0.)]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=(.9, .98), eps=1e-8)
+    "AdamW; weight decay on matrices, none on norms and biases; a share of the rate where `rates` has one. Raises `ConfigError` for a pattern that matches nothing that moves."
+    moving = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    idle = [pattern for pattern in config.rates if not any(re.search(pattern, n) for n in moving)]
+    if idle: raise ConfigError(f"rates: {idle[0]!r} matches no parameter that moves; names look like {', '.join([*moving][:3])}")
+    groups = {}
+    for n, p in moving.items():
+        share = next((share for pattern, share in config.rates.items() if re.search(pattern, n)), 1.)
+        groups.setdefault((share, p.ndim < 2), []).append(p)
+    return torch.optim.AdamW([dict(params=params, share=share, weight_decay=0. if vectors else config.weight_decay) for (share, vectors), params in sorted(groups.items(), key=lambda g: g[0])],
+                             lr=config.learning_rate, betas=(.9, .98), eps=1e-8)
 
 # %% ../nbs/03a_optimise.ipynb #train-028
 def set_modes(

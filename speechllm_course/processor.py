@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ClipProcessor', 'SpeechLLMProcessor', 'load_ears', 'add_placeholder', 'new_model', 'transcript_ids',
-           'spoken_exchange', 'speech_collate', 'save_difference', 'load_difference', 'load_model']
+           'spoken_exchange', 'read_rows', 'speech_collate', 'save_difference', 'load_difference', 'load_model']
 
 # %% ../nbs/06c_processor.ipynb #processor-003
 import difflib, json, os, random
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -149,6 +150,15 @@ def spoken_exchange(
     return exchange(row, rng, transcribe)
 
 # %% ../nbs/06c_processor.ipynb #processor-014
+def read_rows(
+    tokenizer, # of the language model
+    exchanges:list, # of (prompt, text or None, answer)
+) -> dict: # read_input_ids, read_attention_mask, read_labels (B, L): the same exchanges in writing; no labels where there is no text
+    "What a teacher that reads receives for a batch of clips."
+    rows = [chat(tokenizer, prompt, text or "", answer) for prompt, text, answer in exchanges]
+    rows = [(ids, labels if text is not None else [-100] * len(ids)) for (ids, labels), (_, text, _) in zip(rows, exchanges)]
+    return {f"read_{k}": v for k, v in pad_rows(rows, tokenizer.pad_token_id).items()}
+
 def speech_collate(
     store, # an `ArrayStore` of energies (T, mels), or of cached hidden states (T, layers, D)
     processor:SpeechLLMProcessor, # of the model
@@ -156,20 +166,24 @@ def speech_collate(
     text_share:float=0., # text-only exchanges added, as a share of the batch: they keep the language model's skill
     cached:bool=False, # the store holds hidden states: the encoder is not run
     manner:float=0., # share of exchanges that ask how it was said: pace, pitch or accent
+    ask=None, # (row, rng) → (prompt, answer), in the place of the two shares above
+    read=None, # (row, prompt) → what a teacher reads in the place of the clip, or None where reading does not help; adds the keys read_…
 ): # a function (indices, generator) → batch, for `Batches`
     "Batches of spoken exchanges for the speech LLM."
+    ask = ask or (lambda row, rng: spoken_exchange(row, rng, transcribe, manner))
     def collate(indices, generator):
         rng = random.Random(int(torch.randint(2**40, (1,), generator=generator)))
         clips = [store[i] if cached else augment(store[i], generator) for i in indices]
         frames = [len(c) if cached else int(count_frames(processor.frames, len(c))) for c in clips]
-        pairs = [spoken_exchange(store.rows[i], rng, transcribe, manner) for i in indices]
+        pairs = [ask(store.rows[i], rng) for i in indices]
         rows = processor.rows([processor.span_length(n) for n in frames], [p for p, _ in pairs], [a for _, a in pairs])
         for u in sentences(int(text_share * len(indices)), rng.getrandbits(40)):
-            prompt, answer = exchange(u, rng, transcribe)
+            prompt, answer = ask(asdict(u), rng)
             rows.append(chat(processor.tokenizer, prompt, u.text, answer))
         batch = pad_rows(rows, processor.tokenizer.pad_token_id) | dict(names=[store.rows[i]["id"] for i in indices])
         padded = pad_features(clips)
         batch.update(transcript_ids=transcript_ids(processor.tokenizer, [store.rows[i]["text"] for i in indices]), clip_counts=torch.tensor([1] * len(indices) + [0] * (len(rows) - len(indices))))
+        if read: batch.update(read_rows(processor.tokenizer, [(p, read(store.rows[i], p), a) for i, (p, a) in zip(indices, pairs)]))
         if cached: batch.update(hidden_states=tuple(padded["input_features"].unbind(2)), input_features_mask=padded["attention_mask"])
         else: batch.update(input_features=padded["input_features"], input_features_mask=padded["attention_mask"])
         return batch

@@ -159,7 +159,7 @@ def train_step(
     accelerator:Accelerator, # device, precision, processes
 ) -> tuple: # (this process's part of the loss, norm of the gradients before clipping)
     "Accumulate, clip, move. Raises `NonFiniteLoss`."
-    for group in optimizer.param_groups: group["lr"] = learning_rate(step, config)
+    for group in optimizer.param_groups: group["lr"] = group["share"] * learning_rate(step, config)
     micro, labels = micro_batches(batches, step, config.accumulation, accelerator)
     numbers, loss = [n for n, _ in micro], 0.
     try:

@@ -1,5 +1,5 @@
 "The solution passes; the stub and plausible bugs fail, each with a message of its own."
-import numpy as np, pytest, torch, zlib
+import numpy as np, pytest, re, torch, zlib
 
 from conftest import ROOT
 from speechllm_course import checks
@@ -223,7 +223,30 @@ def unused_not_a_number(p): m = p.mean(0); return 1 + (m * m.log()).sum(1).neg()
 def unused_frame_by_frame(p): return 1 - torch.special.entr(p).sum(2).exp().sum(1).mean() / p[0].numel()
 def unused_entropy(p): m = p.mean(0); return 1 - torch.special.entr(m).sum() / m.numel()
 def unused_all_in_one(p): m = p.mean(0) / p.shape[1]; return 1 - torch.special.entr(m).sum().exp() / m.numel()
+def lora_unscaled(A, B, alpha): return B @ A
+def lora_alpha_only(A, B, alpha): return alpha * B @ A
+def lora_by_width(A, B, alpha): return alpha / A.shape[1] * B @ A
+def lora_transposed(A, B, alpha): return (alpha / len(A) * B @ A).T
+def lora_rank_two(A, B, alpha): return alpha / 2 * B @ A
+def teacher_reversed(s, t, tau): return teacher_right(t, s.detach(), tau)
+def teacher_right(s, t, tau): return tau ** 2 * torch.nn.functional.kl_div((s / tau).log_softmax(-1), (t / tau).log_softmax(-1), reduction="batchmean", log_target=True)
+def teacher_mean(s, t, tau): return teacher_right(s, t.detach(), tau) / s.shape[1]
+def teacher_sum(s, t, tau): return 2 * teacher_right(s, t.detach(), tau)
+def teacher_no_square(s, t, tau): return teacher_right(s, t.detach(), tau) / tau ** 2
+def teacher_moves(s, t, tau): return teacher_right(s, t, tau)
+def rates_multiplied(names, rates): return {n: np.prod([r for p, r in rates.items() if re.search(p, n)] or [1.]) for n in names}
+def rates_last(names, rates): return {n: next((r for p, r in reversed(rates.items()) if re.search(p, n)), 1.) for n in names}
+def rates_match(names, rates): return {n: next((r for p, r in rates.items() if re.match(p, n)), 1.) for n in names}
+def rates_zero_is_none(names, rates): return {n: next((r for p, r in rates.items() if re.search(p, n)), 0.) or 1. for n in names}
+def rates_frozen(names, rates): return {n: next((r for p, r in rates.items() if re.search(p, n)), 0.) for n in names}
+def worst_is_best(errors): r = {k: sum(e for e, _ in v) / max(1, sum(w for _, w in v)) for k, v in errors.items()}; return min(r, key=r.get), min(r.values())
+def worst_of_means(errors): r = {k: sum(e / max(1, w) for e, w in v) / len(v) for k, v in errors.items()}; return max(r, key=r.get), max(r.values())
+def worst_count(errors): r = {k: sum(e for e, _ in v) for k, v in errors.items()}; return max(r, key=r.get), max(r.values())
 BUGS = [  # (lesson, exercise, bug, part of its message)
+    ("14", "lora_change", lora_unscaled, "without its scale"), ("14", "lora_change", lora_alpha_only, "divided by the rank"), ("14", "lora_change", lora_by_width, "not by a width"), ("14", "lora_change", lora_transposed, "shape of the weight"), ("14", "lora_change", lora_rank_two, "do not write it down"),
+    ("14", "teacher_loss", teacher_reversed, "other way round"), ("14", "teacher_loss", teacher_mean, "mean over all entries"), ("14", "teacher_loss", teacher_sum, "sum over positions"), ("14", "teacher_loss", teacher_no_square, "square of the temperature"), ("14", "teacher_loss", teacher_moves, "teacher got a gradient"),
+    ("14", "group_rates", rates_multiplied, "not multiplied"), ("14", "group_rates", rates_last, "the first in the dictionary"), ("14", "group_rates", rates_match, "anywhere in the name"), ("14", "group_rates", rates_zero_is_none, "do not take it for none"), ("14", "group_rates", rates_frozen, "full rate"),
+    ("14", "worst_wording", worst_is_best, "the best wording"), ("14", "worst_wording", worst_of_means, "weighs as much"), ("14", "worst_wording", worst_count, "a rate"),
     ("13", "hide", hide_rolled, "must not go on at the beginning"), ("13", "hide", hide_one_more, "itself and two more"), ("13", "hide", hide_first_start, "the later start counts"), ("13", "hide", hide_from_zero, "nothing before a start"), ("13", "hide", hide_after, "its own frame"),
     ("13", "code_of", code_by_distance, "by distance"), ("13", "code_of", code_long_wins, "wins too often"), ("13", "code_of", code_scores, "whole numbers"), ("13", "code_of", code_half, "only the frames were scaled"),
     ("13", "others", others_as_drawn, "nothing was skipped"), ("13", "others", others_only_behind, "at or behind"), ("13", "others", others_replaced, "not only the one that hits it"), ("13", "others", others_modulo, "its own distractor"),

@@ -55,7 +55,7 @@ def test_a_head_over_another_vocabulary_is_refused(tmp_path):
     assert new_model(lm=tmp_path, connector=dict(name="soft", head="fresh")).model.connector.ctc_head.out_features == 322
 
 def test_manner_is_not_asked_of_clips_whose_pace_was_changed(tmp_path):
-    with pytest.raises(ConfigError, match="data.manner: augmentation changes pace"): run_stage(read_config(write_config(tmp_path, data=dict(clips=8, views=2, manner=.5))), device="cpu")
+    with pytest.raises(ConfigError, match="data.manner: augmentation changes pace"): run_stage(read_config(write_config(tmp_path, data=dict(clips=8, manner=.5))), device="cpu")
 
 @pytest.mark.parametrize("kind", ["whisper", "hubert", "wav2vec2", "wavlm"])
 @pytest.mark.parametrize("post_process", [dict(name="layer", k=1), dict(name="weighted"), dict(name="concat"), dict(name="layer_attention"), dict(name="attention", prompt=False)], ids=lambda p: p["name"])

@@ -1,10 +1,10 @@
 "Every notebook runs from top to bottom, offline, as nbdev runs it; each in a process of its own, so that none leans on another."
-import os, subprocess, sys, time
-from pathlib import Path
+import json, time
 
 import pytest
 
 from conftest import ROOT
+from notebook_process import run_notebook
 
 LESSONS = sorted((ROOT / "nbs").glob("*.ipynb"))
 SPENT = []  # seconds of the notebooks so far
@@ -12,10 +12,17 @@ SPENT = []  # seconds of the notebooks so far
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
 def test_notebook(path):
     start = time.time()
-    env = {**os.environ, "OMP_NUM_THREADS": "2"}
-    run = subprocess.run([Path(sys.executable).parent / "nbdev-test", path, "--n-workers", "1"], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-4000:] + run.stdout[-2000:]
+    code, wrong = run_notebook(path)
+    assert code == 0, wrong[-6000:] or f"the process ended with {code}"
     SPENT.append(time.time() - start)
+
+def test_a_notebook_that_fails_is_seen(tmp_path):
+    cell = dict(cell_type="code", id="a", metadata={}, execution_count=None, outputs=[])
+    for name, source in (("good", "assert 1 == 1"), ("bad", "assert 1 == 2, 'one is not two'"), ("slow", "#| slow\nassert False")):
+        (tmp_path / f"{name}.ipynb").write_text(json.dumps(dict(cells=[dict(cell, source=[source])], metadata={}, nbformat=4, nbformat_minor=5)))
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+    codes = {name: run_notebook(tmp_path / f"{name}.ipynb") for name in ("good", "bad", "slow")}
+    assert [code for code, _ in codes.values()] == [0, 1, 0] and "one is not two" in codes["bad"][1]
 
 def test_all_notebooks_are_quick():
     if len(SPENT) < len(LESSONS): pytest.skip("only meaningful after all notebooks have run")

@@ -1,5 +1,5 @@
 "The eval command: which corpus, which model, which figures."
-import time
+import json, time
 from pathlib import Path
 
 import torch
@@ -7,6 +7,7 @@ import torch
 from speechllm_course import evaluate, world
 from speechllm_course.commands.spoken import SPOKEN, is_unit_model, load_any, resynthesis, spoken_qa
 from speechllm_course.corpus import SPLITS, DataError, cache_dir, decode_rows, find_artifact, load_world
+from speechllm_course.diagnose import diagnose as diagnose_model, report
 from speechllm_course.recordings import SOURCES, find_root, load_barista, load_folder, load_fsdd, load_librispeech
 from speechllm_course.voices import can_flite, can_synthesise
 
@@ -47,6 +48,8 @@ def run(data, root, task, part, input, model, committed, seed, limit, diagnose, 
     if part == "encoder" and task not in ("asr", "order", "digit"): raise DataError(f"--part encoder can only transcribe; --task {task} needs the language model")
     if part == "encoder" and task == "digit": task, chosen = "asr", [(i, prompt, rows[i]["text"]) for i, prompt, _ in chosen]
     if input == "text" and not any(rows[i]["text"] for i, _, _ in chosen): raise DataError(f"{data}: has no transcripts to read; drop --input text")
+    if diagnose and (part != "all" or input != "audio"): raise DataError("--diagnose examines the whole model on clips; drop --part and --input")
+    if diagnose and is_unit_model(model): raise DataError(f"--diagnose examines spans, and {model} hears in units; use --model tiny, or drop --diagnose")
     whole, subject, tokenizer = subject_of("lm" if input == "text" and is_unit_model(model) else part, model, device)
     began = time.perf_counter()
     replies = evaluate.predict(subject, tokenizer, rows, waveforms, chosen, "lm" if input == "text" and is_unit_model(model) else part, input)
@@ -54,8 +57,14 @@ def run(data, root, task, part, input, model, committed, seed, limit, diagnose, 
     result = dict(hardware=_hardware(device), data=data, split=data.partition(":")[2] or None, task=task, part=part, input=input, model=part if model == "tiny" and part != "all" else str(model), device=device, seed=seed if data.startswith("world") else None,
                   **evaluate.score(rows, chosen, replies, task), skipped=len(skipped), seconds=round(seconds, 1),
                   audio_seconds=None if input == "text" else round(sum(len(waveforms[i]) for i, _, _ in chosen) / 16_000, 1))
-    if diagnose and part == "all" and input == "audio": result["listening"] = evaluate.listening_test(whole, tokenizer, rows, waveforms, "qa" if task == "asr" and any(r["task"] == "qa" for r in rows) else task)
+    if diagnose: result["diagnosis"] = diagnose_model(whole, rows, waveforms, lm=base_lm(model, device))
     return result
+
+def base_lm(model, device):
+    "The language model that a speech LLM was built on, where the folder says which and it is here; else None."
+    from speechllm_course.lm import load_lm
+    try: return load_lm(json.loads((find_artifact(model) / "slots.json").read_text())["lm"], device)[0]
+    except (OSError, ValueError, KeyError): return None
 
 def _hardware(device): return torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
 
@@ -94,7 +103,7 @@ def show(result):
     if "text_exact" in result: lines.append(f"the text of the same replies is exact in {percent(result['text_exact'])}; {result['silent']} replies without speech")
     if "natural_wer" in result: lines.append(f"the clips themselves: WER {percent(result['natural_wer'])}; mel distance with the true run lengths {result['mel_distance']:.1f} dB")
     if result["refused"] is not None: lines.append(f"refused {percent(result['refused'])} of what must be refused, {percent(result['over_refused'])} of what must not")
-    if "listening" in result: lines.append("exact with the right audio {right:.1%}, with somebody else's {swapped:.1%}, with silence {silence:.1%}".format(**result["listening"]))
+    if "diagnosis" in result: lines.append(report(result["diagnosis"]))
     return "\n".join(lines)
 
 def list_data():

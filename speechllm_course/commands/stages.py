@@ -1,5 +1,5 @@
 "Training stages from a config file. The shipped recipes are the YAML files beside this module."
-import re, resource, time
+import functools, re, resource, time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,11 @@ from speechllm_course.commands.pretrain_stages import PretrainData, pretrain_sta
 from speechllm_course.commands.stores import COUNTS, SpeechData, encoded_store, training_store
 from speechllm_course.commands.unit_stages import unit_lm_stage, units_stage, vocoder_stage
 from speechllm_course.corpus import find_artifact
+from speechllm_course.distill import Distilled, read_text
+from speechllm_course.instructions import WEIGHTS, instruct
+from speechllm_course.ladder import show_parts, thaw
+from speechllm_course.lm import load_lm
+from speechllm_course.lora import bake, lora_layers
 from speechllm_course.optimise import Batches, ConfigError, TrainConfig, check_config, freeze
 from speechllm_course.train import train
 from speechllm_course.voices import ACCENTS, PACES, PITCHES
@@ -35,6 +40,9 @@ class Stage:
     lm: str = "lm"                # encoder, speechllm: the language model whose tokenizer or weights are used
     units: str = "units"          # vocoder, unit_lm: a shipped unit tokenizer by name, or a folder
     start: str = ""               # continue from this trained model instead of fresh weights
+    thaw: str = ""                # speechllm: connector, lora, encoder or full, in the place of train.trainable and train.rates
+    lora: dict = field(default_factory=dict)      # speechllm, thaw: lora or encoder: rank, alpha, dropout, targets
+    distil: dict = field(default_factory=dict)    # speechllm: weight, temperature, teacher (self, base, or a language model by name or folder)
     average: bool = False         # encoder, speechllm: save the mean of the weights before and after this stage
 
 def read_config(path:Path) -> Stage:
@@ -85,18 +93,47 @@ def encoder_stage(config):
 
 def speechllm_stage(config):
     "The slots between an encoder and a language model, and whatever else may move."
-    from speechllm_course.processor import load_model, new_model, save_difference, speech_collate
+    from speechllm_course.commands.spoken import load_any
+    from speechllm_course.processor import new_model, save_difference, speech_collate
     data = check_config(config.data, SpeechData)
-    model = load_model(config.start) if config.start else new_model(config.encoder, config.lm, **known_options(config.model, ("post_process", "connector")))
+    model = load_any(config.start) if config.start else new_model(config.encoder, config.lm, **known_options(config.model, ("post_process", "connector")))
     if model.model.encoder.kind != "speechllm_conformer": raise ConfigError("encoder: this stage trains on log-mel energies, which only our conformer hears; use processor.batch with another encoder")
+    _thaw(config, model)
     if data.views: _check_views(config, model)
-    if data.manner and data.views != 1: raise ConfigError("data.manner: augmentation changes pace and pitch, and so falsifies the answer; set data.views: 1 (the plain clips), or data.manner: 0")
+    if data.manner and not data.views: raise ConfigError("data.manner: augmentation changes pace and pitch, and so falsifies the answer; set data.views: 1 or more (the first view is plain, and only that one is asked), or data.manner: 0")
+    ask, read = _exchanges(config, data)
+    learner = _learner(config, model)
     store = training_store(data)
     if data.views: store = encoded_store(model.model.encoder.model, store, data.views, model.model.post_process.wanted)
     lengths = [r["frames"] * (4 if data.views else 1) for r in store.rows]             # the budget counts log-mel frames
-    batches = Batches(lengths, speech_collate(store, model.processor, data.transcribe, data.text_share, bool(data.views), data.manner), data.budget, data.seed)
+    batches = Batches(lengths, speech_collate(store, model.processor, data.transcribe, data.text_share, bool(data.views), data.manner, ask, read), data.budget, data.seed)
     average = averaging(config, model)
-    return model, batches, lambda folder: (average(), save_difference(model, folder, config.encoder, config.lm))
+    def save(folder):
+        average()
+        if lora_layers(model): bake(model)
+        save_difference(model, folder, config.encoder, config.lm)
+    return learner, batches, save
+
+def _thaw(config, model):
+    "What `thaw` means for this model, written into the settings of the training."
+    if not config.thaw:
+        if config.lora: raise ConfigError("lora: needs thaw: lora or encoder")
+        return
+    taken = [key for key in ("trainable", "rates") if key in config.train]
+    if taken: raise ConfigError(f"train.{taken[0]}: thaw says what moves, and how fast; drop one of the two")
+    config.train = {**config.train, **thaw(model, config.thaw, dict(config.lora))}
+
+def _exchanges(config, data):
+    "(ask, read) for `speech_collate`."
+    weights = {task: share for task, share in WEIGHTS.items() if data.manner or task not in ("pace", "pitch", "accent")}
+    return (functools.partial(instruct, weights=weights) if data.instruct else None), (read_text if config.distil else None)
+
+def _learner(config, model):
+    "The model itself, or the model with its teacher."
+    if not config.distil: return model
+    options = known_options(dict(config.distil), ("weight", "temperature", "teacher"), "distil")
+    if options.get("teacher") not in (None, "self", "base"): options["teacher"] = load_lm(options["teacher"])[0]
+    return Distilled(model, **options)
 
 def _check_views(config, model):
     "A cache holds what never changes: refuse whatever would."
@@ -115,7 +152,9 @@ def run_stage(config:Stage, resume=False, dry_run=False, device="auto", quiet=Fa
     torch.manual_seed(settings.seed)
     if config.stage == "units": return units_stage(config)                # k-means: no steps
     model, batches, save, *watch = STAGES[config.stage](config)
+    settings = TrainConfig(**{**vars(settings), **{key: config.train[key] for key in ("trainable", "rates") if key in config.train}})      # `thaw` may have set them
     count = freeze(model, settings.trainable)
+    if config.thaw: print(show_parts(model))
     print(f"{config.stage}: {sum(p.numel() for p in model.parameters()):,} parameters, {count:,} of them move")
     if dry_run: return estimate(model, batches, settings)
     history = train(model, batches, settings, resume=resume, quiet=quiet, watch=watch[0] if watch else None)

@@ -41,7 +41,8 @@ class SpeechData:
     views: int = 0                # speechllm: cache the frozen encoder's output for so many fixed augmentations of every clip (0: no cache)
     transcribe: float = 0.35      # share of exchanges that ask for the words
     text_share: float = 0.0       # text-only exchanges added, as a share of the batch
-    manner: float = 0.0           # share of exchanges that ask how it was said (needs views: 1, since augmentation would falsify the answer)
+    manner: float = 0.0           # share of exchanges that ask how it was said (needs views: augmentation would falsify the answer, so only the first view, which is plain, is asked)
+    instruct: bool = False        # speechllm: every task in many wordings, in the place of transcribe; asks for manner where manner is above 0
     clean: bool = False           # the clips as they were spoken, with their pitch: no recording condition
 
 def _world(n, seed, task=None):
@@ -98,6 +99,11 @@ def write_part(kind, n, seed):
 
 def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
+def hurried(store):
+    "A store whose clips were changed in speed or pitch: their labels no longer say how somebody spoke."
+    store.rows = [{k: v for k, v in row.items() if k not in ("pace", "pitch")} for row in store.rows]
+    return store
+
 def training_store(data:SpeechData) -> Joined:
     "Energies of the training clips, each with one random recording condition; made once, then read from the cache."
     wanted = {"manner" if data.manner else "clean" if data.clean else "world": data.clips, "spoken-digits": data.spoken_digits, "clean-answers" if data.clean else "spoken-answers": data.spoken_answers, "answering": data.answering, "flite": data.flite_clips, "digit-strings": data.digit_strings,
@@ -113,7 +119,7 @@ def training_store(data:SpeechData) -> Joined:
     else:
         print(f"speaking {sum(n for _, n, _ in missing):,} training clips, once")
         with ProcessPoolExecutor(min(len(missing), _cores()), multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool: list(pool.map(write_part, *zip(*missing)))
-    return Joined([ArrayStore(_folder(*part)) for part in parts], data.longest)
+    return Joined([ArrayStore(_folder(*part)) if part[0] in STEADY else hurried(ArrayStore(_folder(*part))) for part in parts], data.longest)
 
 def by_length(store) -> list:
     "The order in which `encoded_store` keeps the clips of a store: shortest first."
@@ -136,5 +142,6 @@ def encoded_store(encoder, store:Joined, views:int, layers=(-1,), budget:int=16_
     for view in range(views):
         folder = cache_dir() / "encoded" / fingerprint(key, view, [(r["id"], r["frames"]) for r in store.rows], list(layers), VERSION)
         if not (folder / "rows.json").exists(): print(f"encoding {len(store):,} clips once, view {view + 1} of {views}")
-        stores.append(ArrayStore(folder) if (folder / "rows.json").exists() else ArrayStore.write(folder, encoded(view, store)))
+        clips = ArrayStore(folder) if (folder / "rows.json").exists() else ArrayStore.write(folder, encoded(view, store))
+        stores.append(hurried(clips) if view else clips)
     return Joined(stores)

@@ -1,0 +1,169 @@
+"Supervised fine-tuning: instructions, adapters, the freeze ladder, a teacher that reads; from a config file, too."
+import json, random
+from copy import deepcopy
+from pathlib import Path
+
+import pytest, torch, yaml
+
+from speechllm_course.commands.stages import Stage, read_config, run_stage
+from speechllm_course.corpus import decode_rows, load_world
+from speechllm_course.distill import Distilled, adapters_off, distillation_loss, read_text
+from speechllm_course.instructions import INSTRUCTIONS, by_ear, frame, instruct, instruction_examples, kind_of, replies_to, wordings
+from speechllm_course.ladder import RUNGS, parts, thaw
+from speechllm_course.lora import ATTENTION, EVERY_LAYER, LoraLayer, adapters, add_lora, bake, lora_layers, merge, set_dial, unmerge, use_adapter
+from speechllm_course.optimise import ConfigError, TrainConfig, make_optimizer
+from speechllm_course.processor import load_model, new_model
+from speechllm_course.world import PROMPTS
+
+@pytest.fixture(scope="module")
+def model(): return load_model("tiny")
+
+@pytest.fixture(scope="module")
+def clips(): return decode_rows(load_world("test_voices").select(range(8)))[:2]
+
+def shake(model, name="default", std=.05):
+    "Adapters as a training would leave them: B is no longer zero."
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for n, p in model.named_parameters():
+            if "lora_B" in n and f".{name}." in n: p.normal_(std=std)
+
+def logits(model, clips):
+    with torch.no_grad(): return model(**model.processor.batch(clips[1][:2], ["transcribe", "answer"])).logits
+
+# instructions
+def test_no_wording_is_on_both_sides_of_the_split_and_every_task_has_some_on_each():
+    for task in INSTRUCTIONS: assert wordings(task) and wordings(task, True) and not set(wordings(task)) & set(wordings(task, True))
+    assert wordings("asr")[:3] == PROMPTS["asr"][:3]
+
+def test_politeness_keeps_the_wording():
+    rng = random.Random(0)
+    for task in INSTRUCTIONS:
+        for _ in range(20): core = rng.choice(wordings(task)); assert core in frame(core, rng)
+
+def test_the_same_seed_asks_the_same_and_asks_only_what_the_clip_knows():
+    row = dict(text="four two", task="digit", answer="4 2", accent="scottish")
+    assert [instruct(row, random.Random(3)) for _ in range(3)] == [instruct(row, random.Random(3))] * 3
+    assert set(replies_to(row)) == {"asr", "digit", "spanish", "italian", "dutch", "accent"} and replies_to(row)["italian"] == "quattro due"
+    assert {t for *_, t in instruction_examples([row] * 30)} == set(replies_to(row))
+
+@pytest.mark.parametrize("reply, kinds", [("four two", {"asr"}), ("4 2", {"digit"}), ("cuatro dos", {"spanish"}), ("fouur tow", {"asr"}), ("", set())])
+def test_what_a_reply_follows_is_seen_even_when_it_is_wrong(reply, kinds): assert kind_of(dict(text="four two", task="digit", answer="4 2"), reply) == kinds
+
+def test_what_only_the_voice_tells_is_not_read():
+    row = dict(text="hello", task="qa", answer="x")
+    for task in INSTRUCTIONS:
+        for core in wordings(task) + wordings(task, True): assert by_ear(frame(core, random.Random(0))) == (task in ("pace", "pitch", "accent")), core
+    assert read_text(row, "please " + wordings("pace")[0]) is None and read_text(row, "answer") == "hello"
+
+# adapters
+@pytest.mark.parametrize("targets", [ATTENTION, EVERY_LAYER])
+def test_adapters_stand_on_the_language_model_alone_and_change_nothing_at_first(model, clips, targets):
+    net = deepcopy(model); add_lora(net, targets=targets)
+    assert lora_layers(net) and all("language_model" in n for n in lora_layers(net))
+    assert torch.equal(logits(net, clips), logits(model, clips))
+
+def test_a_whisper_encoder_keeps_its_layers(tmp_path):
+    from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+    WhisperModel(WhisperConfig(d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32)).save_pretrained(tmp_path); WhisperFeatureExtractor().save_pretrained(tmp_path)
+    net = new_model(encoder=tmp_path); add_lora(net)
+    assert not any(isinstance(m, LoraLayer) for m in net.model.encoder.modules())
+
+def test_dial_merge_and_adapters_off_agree(model, clips):
+    net = deepcopy(model); add_lora(net); shake(net)
+    base, full = logits(model, clips), logits(net, clips)
+    assert not torch.allclose(base, full, atol=1e-2)
+    set_dial(net, 0.); assert torch.allclose(logits(net, clips), base, atol=1e-5)
+    set_dial(net, 1.); assert torch.allclose(logits(net, clips), full, atol=1e-5)
+    merge(net); assert torch.allclose(logits(net, clips), full, atol=1e-3)
+    with pytest.raises(ValueError, match="merged"): set_dial(net, .5)
+    unmerge(net); assert torch.allclose(logits(net, clips), full, atol=1e-3)
+    with adapters_off(net): assert torch.allclose(logits(net, clips), base, atol=1e-4)
+    assert torch.allclose(logits(net, clips), full, atol=1e-3)
+
+def test_a_baked_model_is_a_plain_one_that_says_the_same(model, clips):
+    net = deepcopy(model); add_lora(net); shake(net); full = logits(net, clips)
+    bake(net)
+    assert not lora_layers(net) and net.state_dict().keys() == model.state_dict().keys() and torch.allclose(logits(net, clips), full, atol=1e-3)
+
+def test_adapters_take_turns(model, clips):
+    net = deepcopy(model); add_lora(net); add_lora(net, name="other"); shake(net, std=.05); shake(net, "other", std=.1)
+    assert adapters(net) == ["default", "other"]
+    use_adapter(net, "default"); first = logits(net, clips)
+    use_adapter(net, "other"); assert not torch.allclose(logits(net, clips), first, atol=1e-2)
+    use_adapter(net, None); assert torch.allclose(logits(net, clips), logits(model, clips), atol=1e-5)
+    use_adapter(net, "default"); assert torch.allclose(logits(net, clips), first, atol=1e-5)
+
+@pytest.mark.parametrize("call, says", [(lambda m: add_lora(m, rank=0), "at least 1"), (lambda m: add_lora(m, targets="nothing"), "meets no linear layer"), (lambda m: set_dial(m, 1.), "no adapter"),
+                                        (lambda m: merge(m), "no adapter"), (lambda m: unmerge(m), "no adapter"), (lambda m: use_adapter(m, "x"), "there are none")])
+def test_what_cannot_be_is_said_in_a_line(model, call, says):
+    with pytest.raises(ValueError, match=says) as e: call(deepcopy(model))
+    assert len(str(e.value).splitlines()) == 1
+
+def test_adding_an_adapter_leaves_free_what_was_free(model):
+    net = deepcopy(model)
+    for n, p in net.named_parameters(): p.requires_grad_("connector" in n)
+    add_lora(net)
+    assert {("connector" in n or "lora_" in n) for n, p in net.named_parameters() if p.requires_grad} == {True} and any("connector" in n for n, p in net.named_parameters() if p.requires_grad)
+
+# the ladder
+@pytest.mark.parametrize("rung, moving", [("connector", {"connector"}), ("lora", {"connector", "adapter"}), ("encoder", {"connector", "adapter", "encoder"}), ("full", {"connector", "encoder", "language_model"})])
+def test_a_word_says_what_moves(model, rung, moving):
+    net = deepcopy(model); settings = thaw(net, rung)
+    assert {part for part, (_, m) in parts(net).items() if m} == moving
+    groups = make_optimizer(net, TrainConfig(**settings)).param_groups
+    assert {g["share"] for g in groups} == ({.1, 1.} if "encoder" in moving else {1.})
+    net(**net.processor.batch(*[[torch.randn(16_000) * .1]], ["transcribe"], ["hello"])).loss.backward()
+    assert all(p.grad is not None for p in net.parameters() if p.requires_grad)                 # nothing waits for a gradient that never comes
+
+# a teacher that reads
+def test_the_teacher_has_no_gradient_and_is_not_saved(model, clips):
+    from speechllm_course.lm import load_lm
+    from speechllm_course.processor import read_rows
+    tokenizer = model.processor.tokenizer
+    batch = dict(model.processor.batch(clips[1][:2], ["answer", "how fast is this voice"], ["blue", "slow"])) | read_rows(tokenizer, [("answer", clips[0][0]["text"], "blue"), ("how fast is this voice", None, "slow")])
+    teacher = load_lm("lm")[0]
+    net = Distilled(deepcopy(model), 1., teacher=teacher); before = {n: p.clone() for n, p in teacher.named_parameters()}
+    net(**batch).loss.backward()
+    assert all(p.grad is None for p in teacher.parameters()) and all(torch.equal(p, before[n]) for n, p in teacher.named_parameters())
+    assert all(n.startswith("student.") for n in net.state_dict())
+
+def test_other_replies_for_the_teacher_are_refused(model, clips):
+    from speechllm_course.processor import read_rows
+    batch = dict(model.processor.batch(clips[1][:1], ["answer"], ["blue"])) | read_rows(model.processor.tokenizer, [("answer", "x", "blue and white")])
+    with pytest.raises(ValueError, match="the teacher's replies have"): Distilled(model, .5)(**batch)
+
+def test_a_teacher_that_agrees_adds_nothing():
+    x = torch.randn(4, 9)
+    assert float(distillation_loss(x, x, 3.)) == pytest.approx(0., abs=1e-5) and float(distillation_loss(x, x.flip(1))) > 0
+
+# from a config file
+def config(tmp_path, **changes):
+    values = dict(stage="speechllm", start="tiny", out=str(tmp_path / "out"), data=dict(clips=8, views=1, budget=1500, instruct=True), train=dict(steps=2, warmup=1, log_every=1)) | changes
+    path = tmp_path / "stage.yaml"; path.write_text(yaml.safe_dump(values)); return read_config(path)
+
+@pytest.mark.parametrize("more", [dict(thaw="connector"), dict(thaw="lora", lora=dict(rank=2, alpha=4), distil=dict(weight=.5, teacher="base")), dict(thaw="lora", distil=dict(weight=1., temperature=2., teacher="lm")), dict(thaw="encoder", data=dict(clips=4, budget=1500, instruct=True))], ids=lambda m: "-".join(m))
+def test_a_rung_trains_saves_and_answers(more, tmp_path, clips):
+    history = run_stage(config(tmp_path, **more), device="cpu", quiet=True)
+    assert len(history) == 2 and all(h["loss"] > 0 for h in history)
+    assert isinstance(load_model(tmp_path / "out").answer(clips[1][0], "transcribe"), str)
+
+@pytest.mark.parametrize("more, says", [(dict(thaw="loar"), "choose from connector, lora"), (dict(lora=dict(rank=4)), "needs thaw"), (dict(thaw="connector", lora=dict(rank=4)), "has no adapters"), (dict(thaw="lora", lora=dict(rang=4)), "lora.rang: unknown key"),
+    (dict(thaw="lora", train=dict(steps=1, trainable=["x"])), "drop one of the two"), (dict(thaw="connector", distil=dict(wieght=1.)), "did you mean weight"), (dict(thaw="connector", distil=dict(weight=2.)), "between 0 and 1"), (dict(thaw="connector", distil=dict(teacher="base")), "needs adapters"),
+    (dict(thaw="encoder"), "frozen encoder"), (dict(thaw="lora", lora=dict(targets="nothing")), "meets no linear layer")], ids=lambda x: x if isinstance(x, str) else "")
+def test_what_cannot_be_trained_costs_no_time(more, says, tmp_path):
+    with pytest.raises((ConfigError, ValueError), match=says) as e: run_stage(config(tmp_path, data=dict(clips=10**9, views=1, instruct=True), **more) if "data" not in more else config(tmp_path, **more), device="cpu")
+    assert len(str(e.value).splitlines()) == 1
+
+@pytest.mark.parametrize("recipe, moving", [("sft-connector.yaml", "370,048"), ("sft-lora.yaml", "603,520"), ("sft-encoder.yaml", "3,384,096"), ("sft-full.yaml", "5,167,584")])
+def test_the_shipped_recipes_say_what_moves_and_what_they_will_cost(recipe, moving, capsys):
+    run_stage(read_config(Path(recipe)), dry_run=True, device="cpu", quiet=True)
+    said = capsys.readouterr().out
+    assert f"{moving} of them move" in said and "config and data are fine" in said and "language_model" in said
+
+def test_a_quick_study_runs_a_row_measures_it_and_says_that_it_is_no_evidence(command, tmp_path):
+    code, out, _ = command("bench", "sft", "--quick", "--row", "lora, answers + reader", "--out", tmp_path / "quick.json")
+    assert code == 0 and "no evidence" in out
+    (row,) = json.loads((tmp_path / "quick.json").read_text())["rows"]
+    assert row["moving"] == 419_200 and .2 < row["memory"] < 8 and row["seconds"] > 0 and all(0 <= row[part]["followed"] <= 1 for part in ("seen", "unseen")) and row["words"]["n"] == 10
+    assert command("bench", "sft", "--row", "nothing")[0] == 2
