@@ -9,6 +9,7 @@ from speechllm_course.encoder import Conformer, transcribe
 from speechllm_course.griffin_lim import mel_distance
 from speechllm_course.processor import load_model
 from speechllm_course.sequences import ALOUD
+from speechllm_course.sharing import load_with_adapter
 from speechllm_course.vocab_merge import UnitSpeechLLM
 from speechllm_course.vocoder import load_vocoder, voice_vector
 
@@ -20,8 +21,9 @@ def is_unit_model(source):
     return (folder / "units.json").exists() and (folder / "config.json").exists()
 
 def load_any(source, device="cpu", vocoder=False):
-    "A speech LLM of either kind; with a vocoder where it is wanted."
+    "A speech LLM of either kind, or an adapter on its base; with a vocoder where it is wanted."
     if not is_unit_model(source):
+        if not vocoder and (find_artifact(source) / "adapter_config.json").exists(): return load_with_adapter(find_artifact(source), device)
         if vocoder and not find_artifact(source).is_dir(): raise FileNotFoundError(f"{source}: no model there; name a folder, or run: speechllm build tiny-units")
         if vocoder: raise ValueError(f"{source}: this model has no units to speak with; use --model tiny-units")
         return load_model(source, device)
