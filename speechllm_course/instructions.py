@@ -14,7 +14,7 @@ from rapidfuzz import fuzz
 
 from .evaluate import normalise, predict
 from .voices import ACCENTS, PACES, PITCHES
-from .world import CAPITALS, COLOURS, DAYS, DIGITS, MONTHS, NUMBERS, OPPOSITES, PROMPTS, SOUNDS, held_out
+from .world import CAPITALS, COLOURS, DAYS, MONTHS, NUMBERS, OPPOSITES, PROMPTS, SOUNDS, held_out
 
 # %% ../nbs/14a_instructions.ipynb #instructions-008
 _HEARD = ["this", "what was said", "what you hear", "the recording", "what they say"]

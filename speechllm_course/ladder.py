@@ -6,8 +6,6 @@
 __all__ = ['SLOTS', 'ENCODER', 'RUNGS', 'parts', 'show_parts', 'thaw']
 
 # %% ../nbs/14c_ladder.ipynb #ladder-003
-import re
-
 from .lora import add_lora, adapters
 from .optimise import ConfigError, freeze
 

@@ -6,7 +6,7 @@
 __all__ = ['CARD', 'identity', 'save_adapter', 'load_adapter', 'load_with_adapter']
 
 # %% ../nbs/14f_sharing.ipynb #sharing-003
-import json, os, re, tempfile
+import json, os, re
 from pathlib import Path
 
 import torch

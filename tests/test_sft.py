@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest, torch, yaml
 
-from speechllm_course.commands.stages import Stage, read_config, run_stage
+from speechllm_course.commands.stages import read_config, run_stage
 from speechllm_course.corpus import decode_rows, load_world
 from speechllm_course.distill import Distilled, adapters_off, distillation_loss, read_text
 from speechllm_course.instructions import INSTRUCTIONS, by_ear, frame, instruct, instruction_examples, kind_of, replies_to, wordings
-from speechllm_course.ladder import RUNGS, parts, thaw
+from speechllm_course.ladder import parts, thaw
 from speechllm_course.lora import ATTENTION, EVERY_LAYER, LoraLayer, adapters, add_lora, bake, lora_layers, merge, set_dial, unmerge, use_adapter
 from speechllm_course.optimise import ConfigError, TrainConfig, make_optimizer
 from speechllm_course.processor import load_model, new_model

@@ -14,7 +14,7 @@ from speechllm_course.commands.report import write_text
 from speechllm_course.commands.stores import SpeechData, encoded_store, training_store
 from speechllm_course.corpus import decode_rows, load_world
 from speechllm_course.distill import Distilled, read_text
-from speechllm_course.evaluate import bootstrap, examples, normalise, score, word_errors
+from speechllm_course.evaluate import bootstrap, examples, normalise, score
 from speechllm_course.instructions import instruct, instruction_examples, kind_of
 from speechllm_course.ladder import thaw
 from speechllm_course.lm import load_lm, reply
