@@ -1,0 +1,77 @@
+"The course's loop, transformers' Trainer and TRL's SFTTrainer: one loss, one curve, and the audio arrives."
+import copy, pickle
+
+import pytest, torch
+from datasets import Dataset
+from transformers import Trainer, TrainingArguments
+from trl import SFTConfig, SFTTrainer
+
+from speechllm_course.corpus import DataError, load_world
+from speechllm_course.optimise import TrainConfig
+from speechllm_course.processor import load_model, new_model
+from speechllm_course.train import train
+from speechllm_course.trainers import SFT_TABLE, FrozenStaysFrozen, SpeechCollator, check_exchanges, exchange_table, optimisers
+
+class Stock(FrozenStaysFrozen, Trainer): pass
+class Supervised(FrozenStaysFrozen, SFTTrainer): pass
+
+@pytest.fixture(scope="module")
+def tiny(): return load_model("tiny")
+
+@pytest.fixture(scope="module")
+def table(): return exchange_table(load_world("train").select(range(12)))
+
+def make(kind, model, table, folder, steps=3, **more):
+    shared = dict(output_dir=str(folder), use_cpu=True, bf16=False, max_steps=steps, per_device_train_batch_size=4, train_sampling_strategy="sequential", logging_steps=1, report_to="none", save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False)
+    args = TrainingArguments(**shared, remove_unused_columns=False) if kind is Stock else SFTConfig(**shared, gradient_checkpointing=False, **SFT_TABLE)
+    if kind is Supervised: more["processing_class"] = model.processor
+    return kind(model=model, args=args, train_dataset=table, data_collator=SpeechCollator(model.processor), **more)
+
+@pytest.mark.parametrize("connector", ["linear", "mlp", "conv", "qformer", "cross_attention", "cif"])
+def test_each_trainer_computes_the_models_own_loss(connector, table, tmp_path):
+    torch.manual_seed(0)
+    model = new_model(connector={"name": connector})
+    batch = SpeechCollator(model.processor)(list(table.select(range(4))))
+    labels = (batch["labels"] != -100).sum()
+    expected = float(model(**batch).loss.detach())
+    own = "connector_loss" in model.model(**{k: v for k, v in batch.items() if k != "labels"}, with_connector_loss=True)
+    losses = []
+    for kind in (Stock, Supervised):
+        trainer = make(kind, copy.deepcopy(model), table, tmp_path)
+        if own and kind is Supervised:
+            with pytest.raises(ValueError, match="loss of its own"): trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=labels)
+        else: losses.append(float(trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=labels)))
+    assert losses == pytest.approx([expected] * len(losses), abs=1e-5)
+
+@pytest.mark.parametrize("kind", [Stock, Supervised])
+def test_a_run_with_two_rates_ends_at_the_same_weights(kind, tiny, table, tmp_path):
+    config = TrainConfig(steps=3, warmup=1, log_every=1, learning_rate=1e-3, device="cpu", trainable=["connector", "language_model"], rates={"language_model": .1})
+    ours, theirs, collator = copy.deepcopy(tiny), copy.deepcopy(tiny), SpeechCollator(tiny.processor)
+    train(ours, lambda n: collator(list(table.select(range(4 * n, 4 * n + 4)))), config, quiet=True)
+    make(kind, theirs, table, tmp_path, optimizers=optimisers(theirs, config)).train()
+    start, end = tiny.state_dict(), ours.state_dict()
+    assert any(not torch.equal(start[n], w) for n, w in end.items())
+    for n, w in theirs.state_dict().items(): assert torch.allclose(w.cpu(), end[n], atol=2e-5), n
+
+@pytest.mark.parametrize("kind", [Stock, Supervised])
+def test_every_clip_is_heard_and_frozen_parts_stay_in_inference_mode(kind, tiny, table, tmp_path):
+    model, clips, modes = copy.deepcopy(tiny), [], []
+    def note(module, inputs): clips.append(inputs[0].clone()); modes.append(module.training)
+    model.model.encoder.register_forward_pre_hook(note)
+    make(kind, model, table, tmp_path, optimizers=optimisers(model, TrainConfig(steps=3, trainable=["connector"]))).train()
+    assert sum(map(len, clips)) == len(table) and not any(modes)
+    expected = [SpeechCollator(tiny.processor)(list(table.select(range(4 * n, 4 * n + 4))))["input_features"] for n in range(3)]
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(clips, expected))
+
+def test_rows_are_checked_before_training(tiny, table):
+    clip = table[0]["audio"]
+    rows = Dataset.from_list([dict(id="torn", audio=dict(bytes=b"RIFF", path=None), prompt="transcribe", answer="yes"), dict(id="endless", audio=clip, prompt="transcribe", answer="one " * 600),
+                              dict(id="silent", audio=clip, prompt="transcribe", answer=" "), dict(id="good", audio=clip, prompt="transcribe", answer="yes")])
+    kept, left_out = check_exchanges(rows, tiny.processor, 512)
+    assert kept["id"][:] == ["good"] and [x.split(":")[0] for x in left_out] == ["torn", "endless", "silent"]
+    with pytest.raises(DataError, match="column prompt is missing"): check_exchanges(rows.remove_columns("prompt"), tiny.processor, 512)
+    with pytest.raises(DataError, match="none of 3 rows"): check_exchanges(rows.select(range(3)), tiny.processor, 512)
+
+def test_the_collator_can_be_sent_to_workers(tiny, table):
+    collator = pickle.loads(pickle.dumps(SpeechCollator(tiny.processor)))
+    assert collator(list(table.select(range(2))))["input_features"].shape[0] == 2
