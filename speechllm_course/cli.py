@@ -184,6 +184,14 @@ def sft(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few ste
     run(out, quick, row)
 
 @bench_app.command()
+def orders(quick: Annotated[bool, typer.Option(help="two folds of few recordings, a few steps: everything runs, no figure is evidence")] = False,
+           out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped (default: runs/orders.json)")] = None,
+           root: Annotated[Optional[Path], typer.Option(help="folder that holds barista/ (default: SPEECHLLM_DATA, else the cache)")] = None):
+    """Real people's coffee orders in five folds, as recorded and with noise. Example: speechllm bench orders --quick"""
+    from speechllm_course.commands.orders_study import run
+    run(out, quick, root)
+
+@bench_app.command()
 def towards(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few steps: every row runs, no figure is evidence")] = False,
             out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped (default: runs/towards.json)")] = None,
             row: Annotated[Optional[list[str]], typer.Option(help="only this row; may be given several times")] = None):

@@ -77,7 +77,7 @@ def replies_to(
     if row["task"] == "digit":
         right["digit"] = row["answer"]
         right |= {language: " ".join(words[int(d)] for d in row["answer"].split()) for language, words in LANGUAGES.items()}
-    elif row["task"] != "story": right["answer"] = row["answer"]
+    elif row["task"] not in ("story", "asr"): right["answer"] = row["answer"]
     if row["task"] in ("command", "order"): right[row["task"]] = row["answer"]
     return right | {aspect: row[aspect] for aspect in ("pace", "pitch", "accent") if row.get(aspect)}
 
@@ -91,7 +91,7 @@ def instruct(
     unseen:bool=False, # wordings kept back for testing
 ) -> tuple[str, str]: # (prompt, right reply)
     "One exchange about a clip. Raises `ValueError` when the weights leave none."
-    right = {task: reply for task, reply in replies_to(row).items() if weights.get(task)}
+    right = {task: reply for task, reply in replies_to(row).items() if reply and weights.get(task)}
     if not right: raise ValueError(f"weights: nothing is left to ask about a clip of the task {row['task']}; give asr a weight above 0")
     task = rng.choices(list(right), [weights[t] for t in right])[0]
     return frame(rng.choice(wordings(task, unseen)), rng), right[task]

@@ -74,7 +74,7 @@ def exchange(
 ) -> tuple[str, str]: # (prompt, answer)
     "What to ask about an utterance, and the right reply."
     text, task, answer = (u["text"], u["task"], u["answer"]) if isinstance(u, dict) else (u.text, u.task, u.answer)
-    if task == "story" or rng.random() < transcribe: return rng.choice(PROMPTS["asr"]), text
+    if task in ("story", "asr") or rng.random() < transcribe: return rng.choice(PROMPTS["asr"]), text
     return rng.choice(PROMPTS["digit" if task == "digit" else "answer"]), answer
 
 class TextBatches:

@@ -7,6 +7,7 @@ import torch, yaml
 from accelerate import PartialState
 
 from speechllm_course.commands.options import known_options
+from speechllm_course.commands.own_clips import asking, recording_batches, with_recordings
 from speechllm_course.commands.pretrain_stages import PretrainData, pretrain_stage
 from speechllm_course.commands.stores import COUNTS, SpeechData, encoded_store, training_store
 from speechllm_course.commands.unit_stages import unit_lm_stage, units_stage, vocoder_stage
@@ -94,25 +95,32 @@ def encoder_stage(config):
 def speechllm_stage(config):
     "The slots between an encoder and a language model, and whatever else may move."
     from speechllm_course.commands.spoken import load_any
-    from speechllm_course.processor import new_model, save_difference, speech_collate
+    from speechllm_course.processor import new_model, speech_collate
     data = check_config(config.data, SpeechData)
     model = load_any(config.start) if config.start else new_model(config.encoder, config.lm, **known_options(config.model, ("post_process", "connector")))
-    if model.model.encoder.kind != "speechllm_conformer": raise ConfigError("encoder: this stage trains on log-mel energies, which only our conformer hears; use processor.batch with another encoder")
+    ours = model.model.encoder.kind == "speechllm_conformer"
     _thaw(config, model)
     if data.views: _check_views(config, model)
     if data.manner and not data.views: raise ConfigError("data.manner: augmentation changes pace and pitch, and so falsifies the answer; set data.views: 1 or more (the first view is plain, and only that one is asked), or data.manner: 0")
     ask, read = _exchanges(config, data)
     learner = _learner(config, model)
+    if not ours: return learner, recording_batches(config, data, model, ask, read), _saving(config, model)
     store = training_store(data)
+    if data.recordings: store = with_recordings(store, data, model, ask)
     if data.views: store = encoded_store(model.model.encoder.model, store, data.views, model.model.post_process.wanted)
     lengths = [r["frames"] * (4 if data.views else 1) for r in store.rows]             # the budget counts log-mel frames
     batches = Batches(lengths, speech_collate(store, model.processor, data.transcribe, data.text_share, bool(data.views), data.manner, ask, read), data.budget, data.seed)
+    return learner, batches, _saving(config, model)
+
+def _saving(config, model):
+    "A function that saves the finished model, as a difference to its parts, into a folder."
+    from speechllm_course.processor import save_difference
     average = averaging(config, model)
     def save(folder):
         average()
         if lora_layers(model): bake(model)
         save_difference(model, folder, config.encoder, config.lm)
-    return learner, batches, save
+    return save
 
 def _thaw(config, model):
     "What `thaw` means for this model, written into the settings of the training."
@@ -126,7 +134,7 @@ def _thaw(config, model):
 def _exchanges(config, data):
     "(ask, read) for `speech_collate`."
     weights = {task: share for task, share in WEIGHTS.items() if data.manner or task not in ("pace", "pitch", "accent")}
-    return (functools.partial(instruct, weights=weights) if data.instruct else None), (read_text if config.distil else None)
+    return asking(functools.partial(instruct, weights=weights) if data.instruct else None, data), (read_text if config.distil else None)
 
 def _learner(config, model):
     "The model itself, or the model with its teacher."

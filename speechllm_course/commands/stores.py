@@ -1,7 +1,7 @@
 "Training clips on disk: spoken once, in parallel, as energies; encoded once, where the encoder is frozen."
 import multiprocessing, os, random
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -19,12 +19,13 @@ VERSION = 2       # raise it when the same request would make other clips: old s
 ANSWERING = Voice("m3", "american", 165, 45, 50)      # who says the answers that a model of units learns to speak
 PART = 2000       # clips a store: one process speaks them from its start, so that they repeat
 
-COUNTS = ("clips", "spoken_digits", "spoken_answers", "answering", "flite_clips", "digit_strings", "isolated_digits", "real_digits", "blended_digits")     # fields that say how many
+COUNTS = ("clips", "orders", "spoken_digits", "spoken_answers", "answering", "flite_clips", "digit_strings", "isolated_digits", "real_digits", "blended_digits")     # fields that say how many
 
 @dataclass
 class SpeechData:
     "What a stage that hears is trained on."
     clips: int = 2000             # synthesised utterances (the committed ones where nothing can be synthesised)
+    orders: int = 0               # synthesised coffee orders besides
     spoken_digits: int = 0        # synthesised strings of digits besides
     spoken_answers: int = 0       # synthesised answers, said alone: most are a single word
     answering: int = 0            # vocoder: sentences and lone answers in the voice that a model of units learns to speak with
@@ -33,6 +34,8 @@ class SpeechData:
     isolated_digits: int = 0      # synthesised digits as recorders leave them, in many mother tongues
     real_digits: int = 0          # single real digits, cut close, where the recordings are at hand
     blended_digits: int = 0       # digits by somebody between two real speakers, likewise
+    recordings: list = field(default_factory=list)     # speechllm: recordings of your own besides: folders with a metadata.csv, or barista, fsdd:SPEAKER
+    repeat: int = 1               # how often each of these comes in an epoch
     seed: int = 100               # of texts and voices
     budget: int = 5000            # padded log-mel frames a batch
     longest: int = 0              # leave out clips of more log-mel frames (0: keep all)
@@ -53,6 +56,8 @@ def _manner(n, seed):
 
 def _clean(n, seed):
     for row, waveform in _world(n, seed): yield row | dict(hz=median_pitch(waveform)), waveform
+
+def _orders(n, seed): yield from _world(n, f"orders-{seed}", "order")
 
 def _spoken_digits(n, seed): yield from _world(n, seed, "digit")
 
@@ -80,7 +85,7 @@ def _flite(n, seed):
 def _committed(n, seed):
     for row, waveform in zip(*decode_rows(load_world("train"))[:2]): yield {k: v for k, v in row.items() if k != "audio"}, waveform
 
-KINDS = {"world": _world, "manner": _manner, "clean": _clean, "spoken-digits": _spoken_digits, "spoken-answers": _answers, "clean-answers": _clean_answers, "answering": _answering, "flite": _flite, "committed": _committed, "committed-manner": _committed, "digit-strings": digit_strings,
+KINDS = {"world": _world, "manner": _manner, "clean": _clean, "orders": _orders, "spoken-digits": _spoken_digits, "spoken-answers": _answers, "clean-answers": _clean_answers, "answering": _answering, "flite": _flite, "committed": _committed, "committed-manner": _committed, "digit-strings": digit_strings,
          "isolated-digits": isolated_digits, "real-digits": real_digits, "blended-digits": blended_digits}
 STEADY = ("manner", "committed-manner")           # their speed stays as it is: labels say how somebody spoke
 READY = ("clean", "clean-answers", "answering", "isolated-digits", "real-digits", "blended-digits")          # their recording condition is what it should be
@@ -106,7 +111,7 @@ def hurried(store):
 
 def training_store(data:SpeechData) -> Joined:
     "Energies of the training clips, each with one random recording condition; made once, then read from the cache."
-    wanted = {"manner" if data.manner else "clean" if data.clean else "world": data.clips, "spoken-digits": data.spoken_digits, "clean-answers" if data.clean else "spoken-answers": data.spoken_answers, "answering": data.answering, "flite": data.flite_clips, "digit-strings": data.digit_strings,
+    wanted = {"manner" if data.manner else "clean" if data.clean else "world": data.clips, "orders": data.orders, "spoken-digits": data.spoken_digits, "clean-answers" if data.clean else "spoken-answers": data.spoken_answers, "answering": data.answering, "flite": data.flite_clips, "digit-strings": data.digit_strings,
               "isolated-digits": data.isolated_digits, "real-digits": data.real_digits, "blended-digits": data.blended_digits}
     if not can_synthesise(): wanted = {"committed-manner" if data.manner else "committed": 1} | {kind: wanted[kind] for kind in RECORDED}
     if data.flite_clips and not can_flite(): del wanted["flite"]; print("without Flite's voices: not installed (on Debian or Ubuntu: apt install flite)")

@@ -1,0 +1,60 @@
+"Recordings of your own as training data: folders with a table, for any encoder."
+import random
+
+import torch
+
+from speechllm_course.audio import log_mel_energy
+from speechllm_course.cache import Joined, fingerprint
+from speechllm_course.commands.stores import COUNTS
+from speechllm_course.corpus import DataError, decode_rows
+from speechllm_course.optimise import Batches, ConfigError
+from speechllm_course.processor import read_rows, spoken_exchange
+from speechllm_course.trainers import SpeechCollator, check_exchanges, exchange_table
+
+class Recordings:
+    "Energies of a corpus in memory, in the place of an `ArrayStore`."
+    def __init__(self, dataset):
+        rows, waveforms, _ = decode_rows(dataset)
+        self.energies = [log_mel_energy(w) for w in waveforms]
+        self.rows = [{k: v for k, v in row.items() if k != "audio"} | dict(frames=len(e), id=f"{row['id']}-{fingerprint(e)[:8]}") for row, e in zip(rows, self.energies)]     # a cache knows a clip by its id
+    def __len__(self): return len(self.rows)
+    def __getitem__(self, i): return self.energies[i]
+
+def asking(ask, data):
+    "(row, rng) → (prompt, answer): a row's own prompt where its table has one."
+    ask = ask or (lambda row, rng: spoken_exchange(row, rng, data.transcribe if row["text"] else 0., data.manner))
+    return lambda row, rng: (row["prompt"], row["answer"]) if row.get("prompt") else ask(row, rng)
+
+def usable_recordings(data, model, ask):
+    "All recordings that `data` names and that fit the model, one dataset a corpus. Raises `DataError` when nothing is left of a corpus."
+    from speechllm_course.commands.evaluation import load
+    context, corpora = getattr(model.config.text_config, "max_position_embeddings", 10**9), []
+    for name in data.recordings:
+        dataset, _ = load(name)
+        table = exchange_table(dataset, data.seed, ask).add_column("place", list(range(len(dataset))))
+        try: kept, left_out = check_exchanges(table, model.processor, context)
+        except DataError as e: raise DataError(f"data.recordings: {name}: {e}") from None
+        if left_out: print(f"{name}: {len(left_out)} of {len(dataset)} recordings left out: {'; '.join(left_out[:5])}{' …' if len(left_out) > 5 else ''}")
+        corpora.append(dataset.select(kept["place"][:]))
+    return corpora
+
+def with_recordings(store, data, model, ask):
+    "A store of energies with the recordings behind, each `repeat` times."
+    return Joined([store] + [Recordings(dataset) for dataset in usable_recordings(data, model, ask)] * data.repeat, data.longest)
+
+def recording_batches(config, data, model, ask, read):
+    "Batches of recordings alone, through the processor of any encoder; nothing is augmented."
+    if not data.recordings: raise ConfigError("encoder: synthesised clips are kept as log-mel energies, which only our conformer hears; name folders of recordings in data.recordings, or use encoder: encoder")
+    given = [key for key in (*COUNTS, "views", "text_share") if config.data.get(key)]
+    if given: raise ConfigError(f"data.{given[0]}: works with our conformer alone; drop it, or use encoder: encoder")
+    rows, collator = [row for dataset in usable_recordings(data, model, ask) for row in dataset], SpeechCollator(model.processor)
+    def collate(indices, generator):
+        rng = random.Random(int(torch.randint(2**40, (1,), generator=generator)))
+        exchanges = [(rows[i], *ask(rows[i], rng)) for i in indices]
+        batch = collator([dict(audio=row["audio"], text=row["text"], prompt=p, answer=a) for row, p, a in exchanges]) | dict(names=[rows[i]["id"] for i in indices])
+        if read: batch.update(read_rows(model.processor.tokenizer, [(p, read(row, p), a) for row, p, a in exchanges]))
+        return batch
+    frames = [_frames(model.processor, row) for row in rows]
+    return Batches(frames, collate, max(data.budget, max(frames)), data.seed)
+
+def _frames(processor, row): return len(processor.features([decode_rows([row])[1][0]])[0]["input_features_mask"][0])

@@ -1,0 +1,92 @@
+"Fine-tuning on recordings of one's own, from a config file: with our conformer, with Whisper, and what is refused before the first step."
+import random
+
+import pytest, torch, yaml
+from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperFeatureExtractor, WhisperModel
+
+from speechllm_course.audio import save_audio
+from speechllm_course.commands.own_clips import asking
+from speechllm_course.commands.stages import read_config, run_stage
+from speechllm_course.commands.stores import SpeechData
+from speechllm_course.corpus import DataError, decode_rows, load_world
+from speechllm_course.instructions import instruct
+from speechllm_course.lm import load_lm
+from speechllm_course.optimise import ConfigError
+from speechllm_course.processor import load_model
+
+@pytest.fixture(scope="module")
+def clips(): return decode_rows(load_world("train").select(range(6)))[:2]
+
+@pytest.fixture
+def folder(clips, tmp_path):
+    "Six clips with a table: transcripts, and for two of them a prompt of their own."
+    place = tmp_path / "mine"; place.mkdir()
+    lines = ["file_name,text,task,answer,prompt"]
+    for n, (row, waveform) in enumerate(zip(*clips)):
+        save_audio(place / f"{n}.wav", waveform)
+        lines.append(f"{n}.wav,{row['text']},asr,," if n > 1 else f"{n}.wav,{row['text']},mood,calm,what is the mood")
+    (place / "metadata.csv").write_text("\n".join(lines) + "\n")
+    return place
+
+def whisper(place, **sizes):
+    WhisperModel(WhisperConfig(**dict(d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32) | sizes)).save_pretrained(place); WhisperFeatureExtractor().save_pretrained(place)
+    return str(place)
+
+def config(tmp_path, folder, data=None, train=None, **changes):
+    values = dict(stage="speechllm", start="tiny", out=str(tmp_path / "out"), thaw="connector", data=dict(clips=0, recordings=[str(folder)], budget=1500) | (data or {}), train=dict(steps=2, warmup=1, log_every=1) | (train or {})) | changes
+    path = tmp_path / "stage.yaml"; path.write_text(yaml.safe_dump({k: v for k, v in values.items() if v is not None})); return read_config(path)
+
+@pytest.mark.parametrize("data", [dict(), dict(repeat=3, clips=8), dict(views=2, text_share=.5), dict(instruct=True)], ids=str)
+def test_our_conformer_learns_from_a_folder(folder, tmp_path, data, clips):
+    history = run_stage(config(tmp_path, folder, data), device="cpu", quiet=True)
+    assert len(history) == 2 and isinstance(load_model(tmp_path / "out").answer(clips[1][0], "what is the mood"), str)
+
+def test_enough_steps_and_the_folder_is_learned(folder, tmp_path, clips):
+    run_stage(config(tmp_path, folder, dict(augment=False, recordings=[str(folder)]), dict(steps=40, learning_rate=2e-3, trainable=["connector", "language_model"]), thaw=None), device="cpu", quiet=True)
+    assert load_model(tmp_path / "out").answer(clips[1][:2], "what is the mood") == ["calm", "calm"]
+
+@pytest.mark.parametrize("distil", [{}, {"weight": .5}])
+def test_whisper_learns_from_a_folder(folder, tmp_path, distil, clips):
+    ears = whisper(tmp_path / "ears")
+    history = run_stage(config(tmp_path, folder, dict(clips=0), start=None, encoder=ears, thaw="lora", distil=distil), device="cpu", quiet=True)
+    assert len(history) == 2 and isinstance(load_model(tmp_path / "out").answer(clips[1][0], "transcribe"), str)
+
+def test_what_is_asked_about_a_row():
+    rng, plain = random.Random(0), dict(text="good morning", task="asr", answer="good morning")
+    for ask in (asking(None, SpeechData(transcribe=.01)), asking(instruct, SpeechData())):
+        assert {ask(plain, rng)[1] for _ in range(50)} == {"good morning"} and all("answer" not in ask(plain, rng)[0] for _ in range(50))
+        assert ask(plain | dict(prompt="who", answer="ann"), rng) == ("who", "ann")
+        assert {ask(dict(text="", task="order", answer="drink=latte"), rng)[1] for _ in range(50)} == {"drink=latte"}      # nobody wrote down what was said
+
+def table(folder, text): (folder / "metadata.csv").write_text(text)
+
+@pytest.mark.parametrize("text, says", [("file_name,answer\n0.wav,x\n", "needs the columns file_name and text"), ("file_name,text\n0.wav," + "word " * 700 + "\n", "none of 1 rows can be used.* the language model has 512"), ("file_name,text\ngone.wav,x\n", "none of 1 rows can be used"), ("file_name,text\n", "found nothing")], ids=lambda t: t[:20])
+def test_bad_tables_cost_no_time(folder, tmp_path, text, says):
+    table(folder, text)
+    with pytest.raises(DataError, match=says) as e: run_stage(config(tmp_path, folder, train=dict(steps=10**6)), device="cpu", dry_run=True)
+    assert len(str(e.value).splitlines()) == 1
+
+def test_one_bad_row_is_named_and_the_others_learn(folder, tmp_path, capsys):
+    table(folder, "file_name,text\n0.wav,hello\n1.wav," + "word " * 700 + "\ngone.wav,hello\n2.wav,hello\n")
+    assert len(run_stage(config(tmp_path, folder), device="cpu", quiet=True)) == 2
+    said = capsys.readouterr().out
+    assert "2 of 4 recordings left out: 1: " in said and "gone" in said
+
+@pytest.mark.parametrize("data, changes, says", [(dict(recordings=["nowhere"]), {}, "neither a corpus"), (dict(longest=10), {}, "no clip is left"), ({}, dict(thaw=None, train=dict(steps=2, trainable=["projector"])), "matches no parameter"), (dict(recordings="mine"), {}, "recordings")], ids=["folder", "longest", "frozen", "list"])
+def test_nothing_to_train_is_said_before_training(folder, tmp_path, data, changes, says):
+    with pytest.raises((DataError, ConfigError), match=says): run_stage(config(tmp_path, folder, data, **changes), device="cpu", dry_run=True)
+
+@pytest.mark.parametrize("data, says", [(dict(recordings=[]), "name folders of recordings"), (dict(views=1), "data.views: works with our conformer alone"), (dict(clips=5), "data.clips"), (dict(text_share=.5), "data.text_share")], ids=str)
+def test_what_whisper_cannot_use_is_named(folder, tmp_path, data, says):
+    with pytest.raises(ConfigError, match=says): run_stage(config(tmp_path, folder, data, start=None, encoder=whisper(tmp_path / "ears")), device="cpu", dry_run=True)
+
+@pytest.mark.slow
+def test_adapters_at_real_shapes_take_three_steps(folder, tmp_path):
+    "Whisper-base and SmolLM2-135M by their shapes, with random weights and our tokenizer."
+    ears = whisper(tmp_path / "ears", d_model=512, encoder_layers=6, decoder_layers=1, encoder_attention_heads=8, decoder_attention_heads=8, encoder_ffn_dim=2048, decoder_ffn_dim=2048)
+    LlamaForCausalLM(LlamaConfig(vocab_size=49_152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True)).save_pretrained(tmp_path / "lm")
+    load_lm("lm")[1].save_pretrained(tmp_path / "lm")
+    before = {n: w.clone() for n, w in load_lm(tmp_path / "lm")[0].named_parameters()}
+    history = run_stage(config(tmp_path, folder, start=None, encoder=ears, lm=str(tmp_path / "lm"), model=dict(connector=dict(name="mlp", stack=5)), thaw="lora", train=dict(steps=3)), device="cpu", quiet=True)
+    assert len(history) == 3 and all(h["loss"] > 0 for h in history)
+    assert all(torch.equal(before[n], w) for n, w in load_lm(tmp_path / "lm")[0].named_parameters())
