@@ -25,7 +25,7 @@ results: $(VENV)/ready          ## measure what is shipped and renew the README'
 	$(EVAL)/tiny-qa-test_voices.json --data world:test_voices --task qa --diagnose
 	$(EVAL)/lm-qa-test_voices.json --data world:test_voices --task qa --input text
 	$(EVAL)/tiny-fsdd-nicolas.json --data fsdd:nicolas
-	$(EVAL)/tiny-barista.json --data barista
+	$(EVAL)/tiny-barista.json --data barista --model tiny
 	$(EVAL)/encoder-barista.json --data barista --part encoder
 	$(EVAL)/encoder-fsdd-nicolas.json --data fsdd:nicolas --part encoder
 	$(EVAL)/tiny-units-asr-test_voices.json --data world:test_voices --model tiny-units

@@ -235,6 +235,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'speechllm_course.encoder.pad_features': ( 'encoder.html#pad_features',
                                                                                      'speechllm_course/encoder.py'),
                                           'speechllm_course.encoder.transcribe': ('encoder.html#transcribe', 'speechllm_course/encoder.py'),
+                                          'speechllm_course.encoder.trim_edges': ('encoder.html#trim_edges', 'speechllm_course/encoder.py'),
                                           'speechllm_course.encoder.with_edges': ( 'encoder.html#with_edges',
                                                                                    'speechllm_course/encoder.py')},
             'speechllm_course.encoders': { 'speechllm_course.encoders.LogMelExtractor': ( 'encoders.html#logmelextractor',

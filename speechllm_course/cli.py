@@ -46,7 +46,7 @@ def tour(preset: Annotated[str, typer.Option(help="which size; tiny runs on a la
     run(quick=quick, device=pick_device(device), out=out, seed=seed)
 
 @app.command()
-def build(artifacts: Annotated[Optional[list[str]], typer.Argument(help="corpus, lm, encoder, tiny, judge, units, vocoder, tiny-units (default: all)")] = None,
+def build(artifacts: Annotated[Optional[list[str]], typer.Argument(help="corpus, lm, encoder, tiny, judge, units, vocoder, tiny-units, tiny-orders (default: all)")] = None,
           preset: Annotated[str, typer.Option(help="which size; tiny is the one that ships")] = "tiny",
           out: Annotated[Optional[Path], typer.Option(help="folder to write to (default: the package's data folder)")] = None,
           quick: Annotated[bool, typer.Option(help="a few steps each, to see that the recipes run")] = False):
@@ -118,7 +118,7 @@ def _listen(files, prompt, model, strict, device, names=True):
 def eval_(data: Annotated[str, typer.Option(help="world:SPLIT, fsdd, fsdd:SPEAKER, barista, or a folder with metadata.csv")], root: Annotated[Optional[Path], typer.Option(help="folder that holds fsdd/, barista/")] = None,
           task: Annotated[Optional[str], typer.Option(help="asr, qa, command, order, digit, manner, refuse, answer, spoken_qa or resynthesis (default: the corpus's own)")] = None,
           part: Annotated[str, typer.Option(help="all, encoder or lm")] = "all", input: Annotated[str, typer.Option(help="audio, or text: the transcript instead of the clip")] = "audio",
-          model: Annotated[str, typer.Option(help="a shipped model or a folder")] = "tiny", committed: Annotated[bool, typer.Option(help="only the clips that travel with the package, even where more can be synthesised")] = False,
+          model: Annotated[Optional[str], typer.Option(help="a shipped model or a folder (default: tiny; tiny-units where it has to speak, tiny-orders for barista)")] = None, committed: Annotated[bool, typer.Option(help="only the clips that travel with the package, even where more can be synthesised")] = False,
           world_seed: Annotated[int, typer.Option(help="of a full split; another seed is a regenerated world")] = 0, limit: Annotated[int, typer.Option(help="clips at most (0: all)")] = 0,
           diagnose: Annotated[bool, typer.Option(help="seven examinations besides: does it listen, follow other wordings, keep its text skill; are batches, prompts and spans sound")] = False, strict: Annotated[bool, typer.Option(help="fail on a broken clip")] = False,
           as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False, out: Annotated[Optional[Path], typer.Option(help="write the JSON here too")] = None, device: Device = "auto"):

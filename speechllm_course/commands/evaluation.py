@@ -29,14 +29,25 @@ def load(data, root=None, committed=False, seed=0, task=None):
         return rows, tasks.pop() if len(tasks) == 1 else "asr"
     return load_librispeech(folder), "asr"
 
+def usual_model(data, task, part, input):
+    "Which shipped model is measured where none is named."
+    if task in SPOKEN: return "tiny-units"
+    return "tiny-orders" if data == "barista" and task in (None, "order") and (part, input) == ("all", "audio") and find_artifact("tiny-orders").is_dir() else "tiny"
+
+def heard_before(model, rows):
+    "How many of these recordings the model was trained on, where its folder says so (`heard.txt`, one id a line)."
+    try: known = set((find_artifact(model) / "heard.txt").read_text().split())
+    except OSError: return None
+    return sum(r["id"] in known for r in rows)
+
 def run(data, root, task, part, input, model, committed, seed, limit, diagnose, strict, device, say):
     "Evaluate; returns one plain dict, null where a figure has no meaning."
     if part == "lm" and input == "audio": raise DataError("--part lm reads, it does not hear; add --input text")
     if part == "encoder" and input == "text": raise DataError("--part encoder hears, it does not read; drop --input text")
     dataset, natural = load(data, root, committed, seed, task)
+    model = model or usual_model(data, task, part, input)
     if task in SPOKEN:
         if part != "all" or input != "audio": raise DataError(f"--task {task} hears and speaks; drop --part and --input")
-        model = "tiny-units" if model == "tiny" else model
     task = task or ("answer" if input == "text" and data.startswith("world") else natural)
     if limit: dataset = dataset.select(range(min(limit, len(dataset))))
     if input == "text": rows, waveforms, skipped = list(dataset.remove_columns("audio")), None, []
@@ -51,11 +62,13 @@ def run(data, root, task, part, input, model, committed, seed, limit, diagnose, 
     if diagnose and (part != "all" or input != "audio"): raise DataError("--diagnose examines the whole model on clips; drop --part and --input")
     if diagnose and is_unit_model(model): raise DataError(f"--diagnose examines spans, and {model} hears in units; use --model tiny, or drop --diagnose")
     whole, subject, tokenizer = subject_of("lm" if input == "text" and is_unit_model(model) else part, model, device)
+    heard = heard_before(model, rows)
+    if heard: say(f"warning: {model} has heard {heard} of these {len(rows)} recordings in training; this is no test of it (give --model tiny, or see speechllm bench orders)")
     began = time.perf_counter()
     replies = evaluate.predict(subject, tokenizer, rows, waveforms, chosen, "lm" if input == "text" and is_unit_model(model) else part, input)
     seconds = time.perf_counter() - began
     result = dict(hardware=_hardware(device), data=data, split=data.partition(":")[2] or None, task=task, part=part, input=input, model=part if model == "tiny" and part != "all" else str(model), device=device, seed=seed if data.startswith("world") else None,
-                  **evaluate.score(rows, chosen, replies, task), skipped=len(skipped), seconds=round(seconds, 1),
+                  **evaluate.score(rows, chosen, replies, task), skipped=len(skipped), heard_in_training=heard, seconds=round(seconds, 1),
                   audio_seconds=None if input == "text" else round(sum(len(waveforms[i]) for i, _, _ in chosen) / 16_000, 1))
     if diagnose: result["diagnosis"] = diagnose_model(whole, rows, waveforms, lm=base_lm(model, device))
     return result

@@ -127,6 +127,26 @@ def whole_table(folder:Path) -> str:
         if runs: lines.append(f"| {name} | {spread([100 * r['wer'] for r in runs])} | {spread([100 * r['text'] for r in runs])} | {sum(r['seconds'] for r in runs) / len(runs):.0f} |")
     return "\n".join(lines)
 
+def sft_table(folder:Path) -> str:
+    "The README's table of the freeze ladder: what was thawed, with which loss."
+    from speechllm_course.commands.sft_study import HEADS, ROWS, cells
+    path = folder / "sft.json"
+    if not path.exists(): return "Not measured yet; `speechllm bench sft --out data/results/sft.json` does it."
+    saved = json.loads(path.read_text())
+    lines = [f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds, n = {saved['rows'][0]['words']['n']:,} clips of unseen voices for each figure; ± is a 95 % interval over seeds. \"Forgotten\": points lost on written questions, against {100 * saved['before']['written']:.1f} % before.", "",
+             f"| thawed, loss | {' | '.join(HEADS)} |", "|---" * (1 + len(HEADS)) + "|"]
+    return "\n".join(lines + [f"| {row} | {' | '.join(cells(runs, saved))} |" for row in ROWS if (runs := [r for r in saved["rows"] if r["row"] == row])])
+
+def orders_table(folder:Path) -> str:
+    "The README's table of real people's orders, in folds."
+    from speechllm_course.commands.orders_study import SNRS, cells, together
+    path = folder / "orders.json"
+    if not path.exists(): return "Not measured yet; `speechllm bench orders --out data/results/orders.json` does it."
+    saved = json.loads(path.read_text())
+    lines = [f"Measured on {saved['hardware']}; {len(saved['rows'])} folds, n = {saved['settings']['recordings']} recordings, each tested once; 95 % interval over recordings. Exact intent and slots, in percent; the noise is pink and our own.", "",
+             "| model | as recorded | " + " | ".join(f"{snr} dB" for snr in SNRS) + " |", "|---" * (2 + len(SNRS)) + "|"]
+    return "\n".join(lines + [f"| {name} | {' | '.join(cells(hits))} |" for name, hits in (*saved["baselines"].items(), ("tiny-orders, in folds", together(saved)))])
+
 def fusion_figure(folder:Path):
     "Bars of the fusion study, with a dot for every seed."
     import matplotlib.pyplot as plt
@@ -139,7 +159,7 @@ def fusion_figure(folder:Path):
 
 def filled(readme:str, folder:Path) -> str:
     "The README with its tables renewed."
-    for name, made in (("results", results_table(folder)), ("fusion", fusion_table(folder)), ("claim", claim_table(folder)), ("pretrain", pretrain_table(folder)), ("towards", towards_table(folder)), ("whole", whole_table(folder)), ("speed", speed_table(folder / "speed.json"))):
+    for name, made in (("results", results_table(folder)), ("fusion", fusion_table(folder)), ("claim", claim_table(folder)), ("pretrain", pretrain_table(folder)), ("towards", towards_table(folder)), ("whole", whole_table(folder)), ("sft", sft_table(folder)), ("orders", orders_table(folder)), ("speed", speed_table(folder / "speed.json"))):
         readme = re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m: f"{m[1]}{made}\n{m[2]}", readme, flags=re.S)
     return readme
 

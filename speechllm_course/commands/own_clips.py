@@ -7,6 +7,7 @@ from speechllm_course.audio import log_mel_energy
 from speechllm_course.cache import Joined, fingerprint
 from speechllm_course.commands.stores import COUNTS
 from speechllm_course.corpus import DataError, decode_rows
+from speechllm_course.encoder import trim_edges
 from speechllm_course.optimise import Batches, ConfigError
 from speechllm_course.processor import read_rows, spoken_exchange
 from speechllm_course.trainers import SpeechCollator, check_exchanges, exchange_table
@@ -15,7 +16,7 @@ class Recordings:
     "Energies of a corpus in memory, in the place of an `ArrayStore`."
     def __init__(self, dataset):
         rows, waveforms, _ = decode_rows(dataset)
-        self.energies = [log_mel_energy(w) for w in waveforms]
+        self.energies = [trim_edges(log_mel_energy(w)) for w in waveforms]
         self.rows = [{k: v for k, v in row.items() if k != "audio"} | dict(frames=len(e), id=f"{row['id']}-{fingerprint(e)[:8]}") for row, e in zip(rows, self.energies)]     # a cache knows a clip by its id
     def __len__(self): return len(self.rows)
     def __getitem__(self, i): return self.energies[i]

@@ -1,0 +1,62 @@
+"Real people's orders: folds, the study, and the adapter that ships."
+import json
+
+import pytest, torch
+
+from speechllm_course.commands import build, orders_study as study
+from speechllm_course.corpus import data_dir, decode_rows
+from speechllm_course.evaluate import examples, predict, score
+from speechllm_course.processor import load_model
+from speechllm_course.recordings import load_barista
+from speechllm_course.sharing import load_with_adapter
+
+def test_every_recording_is_tested_once():
+    fold = study.folds_of(419, 5, 500)
+    assert sorted(fold.count(k) for k in range(5)) == [83, 84, 84, 84, 84] and fold == study.folds_of(419, 5, 500) != study.folds_of(419, 5, 501)
+
+def test_noise_is_another_one_for_every_clip_and_the_same_next_time(tone):
+    quiet, (a, b), again = study.noisy([tone], None, 0), study.noisy([tone, tone], 6, 0), study.noisy([tone, tone], 6, 0)
+    assert torch.equal(quiet[0], tone) and torch.equal(a, again[0]) and not torch.equal(a, b)
+    assert abs(10 * torch.log10(tone.square().mean() / (a - tone).square().mean()) - 6) < 1.5
+
+def test_the_study_runs_and_goes_on(recordings, tmp_path, monkeypatch):
+    out, few, trained = tmp_path / "orders.json", load_barista().select(range(12)), []
+    monkeypatch.setattr(study, "load_barista", lambda root: few)
+    monkeypatch.setattr(study, "fine_tuned", lambda plan, rows, real=study.fine_tuned: trained.append({r["id"] for r in rows}) or real(plan, rows))
+    first = study.run(out, plan=study.QUICK)
+    assert trained[0] | trained[1] == {r["id"] for r in few} and not trained[0] & trained[1]        # each learns what the other one is tested on
+    assert [r["n"] for r in first["rows"]] == [6, 6] and all(len(h) == 12 for h in study.together(first).values())
+    for row in first["rows"]: assert len(row["wrong"]) == 6 - sum(row["hits"]["clean"])
+    broken = json.loads(out.read_text()); left = broken["rows"].pop(); out.write_text(json.dumps(broken))
+    second = study.run(out, plan=study.QUICK)
+    assert len(trained) == 3 and second["rows"][1]["hits"] == left["hits"] and second["baselines"] == json.loads(json.dumps(first["baselines"]))
+
+def test_quick_is_no_evidence(recordings, tmp_path, command):
+    code, said, _ = command("bench", "orders", "--quick", "--out", tmp_path / "quick.json")
+    assert code == 0 and "no evidence" in said and "keyword matcher" in said and "Rhino" in said
+
+def test_the_shipped_adapter_hears_orders(recordings):
+    "It has heard these recordings, so this is no figure: it says that file, base and reader belong together."
+    model, tiny = load_with_adapter(data_dir() / "tiny-orders"), load_model("tiny")
+    rows, waveforms, _ = decode_rows(load_barista().select(range(40)))
+    chosen = examples(rows, "order")
+    exact = [score(rows, chosen, predict(m, m.processor.tokenizer, rows, waveforms, chosen), "order")["exact"] for m in (tiny, model)]
+    assert exact[1] >= .8 and exact[1] > exact[0]
+
+def test_eval_uses_it_for_barista_and_says_what_it_has_heard(recordings, command):
+    code, said, warned = command("eval", "--data", "barista", "--limit", 8, "--json")
+    figures = json.loads(said)
+    assert code == 0 and figures["model"] == "tiny-orders" and figures["heard_in_training"] == 8 and "no test of it" in warned
+    code, said, warned = command("eval", "--data", "barista", "--limit", 8, "--json", "--model", "tiny")
+    assert code == 0 and json.loads(said)["model"] == "tiny" and "no test" not in warned
+
+def test_without_recordings_the_adapter_is_left_out(monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("SPEECHLLM_DATA", raising=False); monkeypatch.setenv("SPEECHLLM_CACHE", str(tmp_path))
+    build.run(["tiny-orders"], tmp_path / "out", quick=True)
+    assert "left out" in capsys.readouterr().out and not (tmp_path / "out" / "tiny-orders").exists()
+
+def test_build_makes_an_adapter(recordings, tmp_path):
+    build.run(["tiny-orders"], tmp_path, quick=True)
+    model = load_with_adapter(tmp_path / "tiny-orders")
+    assert isinstance(model.answer(torch.randn(16_000) * .1, "answer"), str)
+    assert sum(p.stat().st_size for p in (tmp_path / "tiny-orders").iterdir()) < 400_000
