@@ -20,6 +20,7 @@ def test_noise_is_another_one_for_every_clip_and_the_same_next_time(tone):
     assert abs(10 * torch.log10(tone.square().mean() / (a - tone).square().mean()) - 6) < 1.5
 
 def test_the_study_runs_and_goes_on(recordings, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "SNRS", (6,))
     out, few, trained = tmp_path / "orders.json", load_barista().select(range(12)), []
     monkeypatch.setattr(study, "load_barista", lambda root: few)
     monkeypatch.setattr(study, "fine_tuned", lambda plan, rows, real=study.fine_tuned: trained.append({r["id"] for r in rows}) or real(plan, rows))
