@@ -184,6 +184,13 @@ def sft(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few ste
     run(out, quick, row)
 
 @bench_app.command()
+def rl(quick: Annotated[bool, typer.Option(help="one seed, few clips, two steps: every row runs, no figure is evidence")] = False,
+       out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped (default: runs/rl.json)")] = None):
+    """Orders in noise: reinforcement learning against more fine-tuning in the same seconds. Example: speechllm bench rl --quick"""
+    from speechllm_course.commands.rl_study import run
+    run(out, quick)
+
+@bench_app.command()
 def orders(quick: Annotated[bool, typer.Option(help="two folds of few recordings, a few steps: everything runs, no figure is evidence")] = False,
            out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped (default: runs/orders.json)")] = None,
            root: Annotated[Optional[Path], typer.Option(help="folder that holds barista/ (default: SPEECHLLM_DATA, else the cache)")] = None):

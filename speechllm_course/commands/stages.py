@@ -32,7 +32,7 @@ class TextData:
 @dataclass
 class Stage:
     "One training run."
-    stage: str = "speechllm"      # lm, encoder, speechllm, pretrain, units, vocoder or unit_lm
+    stage: str = "speechllm"      # lm, encoder, speechllm, rl, pretrain, units, vocoder or unit_lm
     out: str = "runs/train"       # folder for checkpoints and the finished model
     model: dict = field(default_factory=dict)     # options of the model
     data: dict = field(default_factory=dict)      # SpeechData, TextData or UnitData
@@ -44,7 +44,8 @@ class Stage:
     thaw: str = ""                # speechllm: connector, lora, encoder or full, in the place of train.trainable and train.rates
     lora: dict = field(default_factory=dict)      # speechllm, thaw: lora or encoder: rank, alpha, dropout, targets
     distil: dict = field(default_factory=dict)    # speechllm: weight, temperature, teacher (self, base, or a language model by name or folder)
-    average: bool = False         # encoder, speechllm: save the mean of the weights before and after this stage
+    average: bool = False         # encoder, speechllm, rl: save the mean of the weights before and after this stage
+    rl: dict = field(default_factory=dict)        # rl: RLConfig; everything else as for speechllm
 
 def read_config(path:Path) -> Stage:
     "Read and check a config file, or a shipped one by its name. Raises `ConfigError` in one line."
@@ -112,6 +113,19 @@ def speechllm_stage(config):
     batches = Batches(lengths, speech_collate(store, model.processor, data.transcribe, data.text_share, bool(data.views), data.manner, ask, read), data.budget, data.seed)
     return learner, batches, _saving(config, model)
 
+def rl_stage(config):
+    "A trained speech LLM, taught by rewards on its own replies."
+    from speechllm_course.rl import Policy, Prompts, RLConfig, check_rl
+    if not config.start: raise ConfigError("start: reinforcement learning begins from a model that answers; name one, for instance start: tiny")
+    if config.distil: raise ConfigError("distil: a teacher takes no part in reinforcement learning; drop distil, or use stage: speechllm")
+    settings = check_config(dict(config.rl), RLConfig)
+    check_rl(settings)
+    train_settings = check_config(dict(config.train), TrainConfig)
+    if settings.updates > 1 and (train_settings.accumulation > 1 or PartialState().num_processes > 1): raise ConfigError("rl.updates: several steps with the same replies need accumulation: 1 and one process; set updates: 1")
+    model, batches, save = speechllm_stage(config)
+    policy = Policy(model, settings, config.train.get("trainable", train_settings.trainable))
+    return policy, Prompts(batches, settings, train_settings.seed), save, Policy.figures
+
 def _saving(config, model):
     "A function that saves the finished model, as a difference to its parts, into a folder."
     from speechllm_course.processor import save_difference
@@ -150,7 +164,7 @@ def _check_views(config, model):
     moving = next((n for n, _ in model.named_parameters() if n.startswith("model.encoder.") and any(re.search(p, n) for p in patterns)), None)
     if moving: raise ConfigError(f"data.views: the cache needs a frozen encoder, but train.trainable lets {moving} move; name other parameters, or set data.views: 0")
 
-STAGES = dict(lm=lm_stage, encoder=encoder_stage, speechllm=speechllm_stage, pretrain=pretrain_stage, units=units_stage, vocoder=vocoder_stage, unit_lm=unit_lm_stage)
+STAGES = dict(lm=lm_stage, encoder=encoder_stage, speechllm=speechllm_stage, rl=rl_stage, pretrain=pretrain_stage, units=units_stage, vocoder=vocoder_stage, unit_lm=unit_lm_stage)
 
 def run_stage(config:Stage, resume=False, dry_run=False, device="auto", quiet=False):
     "Train one stage and save the finished model in its out folder."

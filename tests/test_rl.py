@@ -1,0 +1,133 @@
+"Reinforcement learning: what is sampled is what is scored, every algorithm moves the right way, runs resume exactly, and what cannot work is refused."
+import json, os, signal, subprocess, sys, textwrap, time
+from pathlib import Path
+
+import pytest, torch
+
+from speechllm_course.audio import log_mel_energy
+from speechllm_course.augment import add_noise
+from speechllm_course.corpus import decode_rows, load_world
+from speechllm_course.optimise import Batches, ConfigError, TrainConfig
+from speechllm_course.policy import Collapse
+from speechllm_course.processor import load_model, new_model, speech_collate
+from speechllm_course.rl import ALGORITHMS, Policy, Prompts, RLConfig
+from speechllm_course.rollouts import sample_group, score_tokens
+from speechllm_course.train import train
+
+class Noisy:
+    "A few committed clips as a store of energies."
+    def __init__(self, n=8):
+        rows, waveforms = decode_rows(load_world("valid").select(range(60)))[:2]
+        short = sorted(range(60), key=lambda i: len(waveforms[i]))[:n]
+        self.energies = [log_mel_energy(add_noise(waveforms[i], 0, 0., torch.Generator().manual_seed(i))) for i in short]
+        self.rows = [{k: v for k, v in rows[i].items() if k != "audio"} | dict(frames=len(e)) for i, e in zip(short, self.energies)]
+    def __len__(self): return len(self.rows)
+    def __getitem__(self, i): return self.energies[i]
+
+@pytest.fixture(scope="module")
+def store(): return Noisy()
+
+def batches_of(model, store, **options): return Batches([r["frames"] for r in store.rows], speech_collate(store, model.processor, 1., **options), 600)
+
+CONNECTORS = [dict(name="mlp", stack=3, hidden=64), dict(name="qformer", queries=1, window=3), dict(name="hard"), dict(name="soft"), dict(name="compress"), dict(name="cif"), dict(name="cross_attention")]
+
+@pytest.mark.parametrize("connector", CONNECTORS, ids=lambda c: c["name"])
+def test_scoring_says_what_sampling_said(connector, store):
+    torch.manual_seed(0); model = new_model(connector=connector).eval()
+    batch = batches_of(model, store)(0)
+    rollouts = sample_group(model, batch, 3, 12)
+    assert torch.allclose(score_tokens(model, batch, rollouts)[0].detach(), rollouts.logprobs, atol=2e-4)
+
+def test_greedy_rollouts_are_what_the_model_answers(store):
+    model = load_model("tiny")
+    rows, waveforms = decode_rows(load_world("valid").select(range(6)))[:2]
+    batch = model.processor.batch(waveforms, ["transcribe"] * 6)
+    assert sample_group(model, batch, 1, 40, temperature=0).texts(model.processor.tokenizer) == model.answer(waveforms, "transcribe", 40)
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_raises_what_it_is_paid_for(algorithm, store):
+    "Twelve steps on one batch: the expected word accuracy of fresh rollouts rises, or the reply that was preferred gets likelier than the other."
+    model = load_model("tiny"); config = RLConfig(algorithm=algorithm, group=8, kl=0., max_new_tokens=24, updates=2 if algorithm == "ppo" else 1, temperature=1.3, kl_ceiling=100.)
+    one = batches_of(model, store)(0)
+    def batches(n): return one
+    policy = Policy(model, config, ["language_model"])
+    def worth():
+        torch.manual_seed(99); policy.eval()
+        rollouts = sample_group(model, one, 24, 24, 1.3)
+        right = [r for r in (model.processor.tokenizer.decode(l[l != -100], skip_special_tokens=True) for l in one["labels"]) for _ in range(24)]
+        return float(policy.reward(rollouts.texts(model.processor.tokenizer), right)[0].mean())
+    before = worth()
+    train(policy, Prompts(batches, config), TrainConfig(steps=12, learning_rate=4e-4, warmup=1, log_every=4, device="cpu", trainable=["language_model"]), quiet=True, watch=Policy.figures)
+    assert worth() > before
+
+def test_figures_are_those_of_the_rollouts(store):
+    model = load_model("tiny"); policy = Policy(model, RLConfig(group=4, rewards={"words": 1., "exact": 2.}, max_new_tokens=24), ["connector"])
+    batch = {k: v for k, v in batches_of(model, store)(0).items() if k != "names"}
+    policy(**batch, block=3)
+    torch.manual_seed(3); rollouts = sample_group(model, batch, 4, 24)
+    figures = policy.figures()
+    assert figures["length"] == pytest.approx(float(rollouts.mask.sum(1).float().mean()), abs=1e-4) and figures["kl"] == pytest.approx(0., abs=1e-4)
+    assert figures["reward"] == pytest.approx(figures["words"] + 2 * figures["exact"], abs=1e-4) and figures["entropy"] > 0
+
+def test_collapse_ends_the_run(store):
+    model = load_model("tiny"); config = RLConfig(group=2, max_new_tokens=8, entropy_floor=50.)
+    with pytest.raises(Collapse, match="rl.entropy_floor"):
+        train(Policy(model, config, ["connector"]), Prompts(batches_of(model, store), config), TrainConfig(steps=2, log_every=1, device="cpu", trainable=["connector"]), quiet=True, watch=Policy.figures)
+
+def test_a_dropped_group_does_not_dilute_the_others(store):
+    "Every second prompt is one that nothing can be said about: dropping its group doubles the gradient that the mean had halved."
+    model = load_model("tiny"); batch = {k: v for k, v in batches_of(model, store)(0).items() if k != "names"}
+    losses = {}
+    for rule in ("keep", "drop"):
+        policy = Policy(model, RLConfig(group=4, zero_variance=rule, kl=0., temperature=1.2, max_new_tokens=16), ["connector"])
+        policy.zero_grad(); policy(**batch, block=1).loss.backward()
+        losses[rule] = torch.cat([p.grad.flatten() for p in policy.moving()]).norm(); share = policy.figures()["zero_variance"]
+    assert 0 < share < 1 and losses["drop"] == pytest.approx(float(losses["keep"]) / (1 - share), rel=1e-3)
+
+RUN = textwrap.dedent("""
+    import sys; sys.path.insert(0, {tests!r})
+    from test_rl import Noisy, batches_of
+    from speechllm_course.optimise import TrainConfig
+    from speechllm_course.processor import load_model
+    from speechllm_course.rl import Policy, Prompts, RLConfig
+    from speechllm_course.train import train
+    model = load_model("tiny"); config = RLConfig(algorithm="ppo", updates=3, group=3, max_new_tokens=16, temperature=1.2)
+    train(Policy(model, config, ["connector"]), Prompts(batches_of(model, Noisy()), config), TrainConfig(steps=8, learning_rate=1e-4, warmup=1, save_every=1, log_every=2, out=sys.argv[1], device="cpu", trainable=["connector"]), resume=True, quiet=True, watch=Policy.figures)
+""")
+
+def test_kill_and_resume_reach_the_same_bits(tmp_path):
+    "Killed in the middle of a block, whose replies must then be drawn again by the old policy."
+    from safetensors.torch import load_file
+    script = tmp_path / "run.py"; script.write_text(RUN.format(tests=str(Path(__file__).parent)))
+    def start(out): return subprocess.Popen([sys.executable, str(script), str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = start(tmp_path / "broken"); began = time.time()
+    while process.poll() is None and time.time() - began < 120:
+        latest = tmp_path / "broken" / "latest"
+        if latest.exists() and latest.read_text() in ("checkpoint-0000002", "checkpoint-0000004", "checkpoint-0000005"): break
+        time.sleep(.01)
+    assert process.poll() is None; process.send_signal(signal.SIGKILL); process.communicate()
+    for out in ("broken", "whole"):
+        process = start(tmp_path / out); _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err[-2000:]
+    a, b = (load_file(tmp_path / out / "checkpoint-0000008" / "model.safetensors") for out in ("broken", "whole"))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    histories = [json.loads((tmp_path / out / "checkpoint-0000008" / "state.json").read_text())["history"] for out in ("broken", "whole")]
+    assert [{k: v for k, v in row.items() if k != "seconds"} for row in histories[0]] == [{k: v for k, v in row.items() if k != "seconds"} for row in histories[1]]
+
+@pytest.mark.parametrize("lines, says", [
+    ("start: tiny\nrl: {algorithm: gpro}", "rl.algorithm: 'gpro' is unknown"), ("start: tiny\nrl: {group: 1}", "set group: 2 or more"), ("rl: {group: 4}", "start: reinforcement learning begins from a model"),
+    ("start: tiny\nrl: {rewards: {word: 1.0}}", "did you mean words"), ("start: tiny\nrl: {temprature: 1.0}", "did you mean temperature"), ("start: tiny\nrl: {algorithm: ppo}", "set updates: 2"),
+    ("start: tiny\nrl: {algorithm: ppo, updates: 2}\ntrain: {accumulation: 2}", "rl.updates"), ("start: tiny\ndistil: {weight: 0.5}", "distil")])
+def test_settings_that_cannot_work_are_refused_before_anything_is_trained(command, tmp_path, lines, says):
+    path = tmp_path / "rl.yaml"; path.write_text(f"stage: rl\n{lines}\n")
+    code, _, err = command("train", path, "--dry-run")
+    assert code == 1 and says in err and len(err.splitlines()) == 1
+
+def test_a_policy_is_trained_from_a_config_file(command, tmp_path):
+    path = tmp_path / "rl.yaml"
+    path.write_text(f"stage: rl\nstart: tiny\nout: {tmp_path / 'out'}\ndata: {{clips: 20, budget: 1200, augment: true}}\nrl: {{rewards: {{exact: 1.0, words: 0.5}}, group: 3, max_new_tokens: 16}}\ntrain: {{steps: 2, log_every: 1, learning_rate: 0.00005, trainable: [connector]}}\n")
+    code, out, err = command("train", path)
+    assert code == 0, err
+    history = json.loads((tmp_path / "out" / (tmp_path / "out" / "latest").read_text() / "state.json").read_text())["history"]
+    assert {"reward", "exact", "words", "kl", "entropy", "zero_variance", "length", "cut"} <= history[-1].keys()
+    load_model(tmp_path / "out")
