@@ -191,6 +191,13 @@ def rl(quick: Annotated[bool, typer.Option(help="one seed, few clips, two steps:
     run(out, quick)
 
 @bench_app.command()
+def safety(quick: Annotated[bool, typer.Option(help="one seed, few clips, two steps: every row runs, no figure is evidence")] = False,
+           out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped (default: runs/safety.json)")] = None):
+    """Refusals and over-refusals in held-out wordings and under spoken tricks. Example: speechllm bench safety --quick"""
+    from speechllm_course.commands.safety_study import run
+    run(out, quick)
+
+@bench_app.command()
 def orders(quick: Annotated[bool, typer.Option(help="two folds of few recordings, a few steps: everything runs, no figure is evidence")] = False,
            out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped (default: runs/orders.json)")] = None,
            root: Annotated[Optional[Path], typer.Option(help="folder that holds barista/ (default: SPEECHLLM_DATA, else the cache)")] = None):

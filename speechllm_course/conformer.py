@@ -129,6 +129,7 @@ class ConformerBlock(nn.Module):
 class ConformerBody(PreTrainedModel):
     "Log-mel frames at 100 Hz in, hidden states at 25 Hz out."
     config_class = ConformerConfig
+    _supports_sdpa = True                                  # its attention is torch's, which is what some loaders ask first
     main_input_name = "input_features"
 
     def __init__(self, config):

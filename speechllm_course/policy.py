@@ -56,7 +56,7 @@ def kl_estimate(
     d = reference - logprobs
     return d.exp() - d - 1
 
-# %% ../nbs/15c_policy.ipynb #policy-031
+# %% ../nbs/15c_policy.ipynb #policy-034
 LOSS_TYPES = ("grpo", "dapo", "dr_grpo")
 
 def average(
@@ -71,7 +71,7 @@ def average(
     if loss_type == "grpo": return (masked.sum(1) / mask.sum(1).clamp(min=1)).mean()
     return masked.sum() / (mask.sum().clamp(min=1) if loss_type == "dapo" else len(mask) * longest)
 
-# %% ../nbs/15c_policy.ipynb #policy-035
+# %% ../nbs/15c_policy.ipynb #policy-038
 def policy_loss(
     logprobs:torch.Tensor, # (R, N) of the policy
     old:torch.Tensor, # (R, N) when drawn
@@ -83,13 +83,14 @@ def policy_loss(
     high:float=.2, # likewise
     loss_type:str="grpo", # see `average`
     longest:int=1, # likewise
+    correct_kl:bool=False, # times the ratio: the gradient of the price is then that of the KL itself (arXiv 2512.02556)
 ) -> torch.Tensor: # scalar
     "REINFORCE, RLOO, PPO-clip and GRPO: they differ in their advantages, and in how often the same replies are used."
     per_token = clipped_loss(logprobs, old, advantage, low, high)
-    if kl: per_token = per_token + kl * kl_estimate(logprobs, reference)
+    if kl: per_token = per_token + kl * kl_estimate(logprobs, reference) * ((logprobs - old).exp() if correct_kl else 1.)
     return average(per_token, mask, loss_type, longest)
 
-# %% ../nbs/15c_policy.ipynb #policy-039
+# %% ../nbs/15c_policy.ipynb #policy-042
 def mwer_loss(
     scores:torch.Tensor, # (B, G) log-probability of each whole hypothesis, with gradient
     errors:torch.Tensor, # (B, G) word errors, or minus any reward
@@ -101,7 +102,7 @@ def mwer_loss(
     mean = (errors * new).sum(1, keepdim=True) / new.sum(1, keepdim=True)
     return (share * (errors - mean).masked_fill(~new, 0.)).sum(1).mean()
 
-# %% ../nbs/15c_policy.ipynb #policy-043
+# %% ../nbs/15c_policy.ipynb #policy-046
 def dpo_loss(
     chosen:torch.Tensor, # (P,) log-probability of each better reply
     rejected:torch.Tensor, # (P,) of the worse one
@@ -112,7 +113,7 @@ def dpo_loss(
     "Direct preference optimisation (arXiv 2305.18290, equation 7)."
     return -F.logsigmoid(beta * ((chosen - reference_chosen) - (rejected - reference_rejected))).mean()
 
-# %% ../nbs/15c_policy.ipynb #policy-049
+# %% ../nbs/15c_policy.ipynb #policy-052
 class Collapse(RuntimeError):
     "A policy that has collapsed or run away; the message says what was seen, and what to change."
 

@@ -41,6 +41,7 @@ class RLConfig:
     temperature: float = 1.0      # of the sampling
     max_new_tokens: int = 48      # longest reply
     kl: float = 0.02              # price on leaving the model as it was at the start (0: none, and no reference is kept)
+    correct_kl: bool = False      # multiply that price by the ratio, so that its gradient is the KL's own
     beta: float = 0.1             # dpo: how dear it is to leave the start
     clip_low: float = 0.2         # ppo, grpo: ratios count down to 1 - clip_low
     clip_high: float = 0.2        # and up to 1 + clip_high
@@ -167,7 +168,7 @@ class Policy(torch.nn.Module):
         old = rollouts.logprobs if c.updates > 1 else logprobs.detach()
         if not kept.any(): return logprobs.sum() * 0., logprobs, entropy, start
         return policy_loss(logprobs[kept], old[kept], advantages(rewards, ALGORITHMS[c.algorithm]).flatten()[kept], mask[kept], None if start is None else start[kept],
-                           c.kl, c.clip_low, c.clip_high, c.loss_type, c.max_new_tokens), logprobs, entropy, start
+                           c.kl, c.clip_low, c.clip_high, c.loss_type, c.max_new_tokens, c.correct_kl), logprobs, entropy, start
 
     def dpo(self, batch, rollouts, rewards):
         "The best and the worst reply of every group as a pair; groups without a difference make none."

@@ -26,7 +26,7 @@ class Prefill:
     def repeat(self,
         group:int, # replies to every prompt
     ) -> "Prefill": # of B * group rows; the replies to one prompt stand together
-        "The same for every reply of a group; this one stays as it is."
+        "The same for every reply of a group. Gradients flow back into the shared cache, which is then used up."
         cache = copy.deepcopy(self.cache) if not self.hidden.requires_grad else self.cache
         cache.batch_repeat_interleave(group)
         def again(x): return None if x is None else x.repeat_interleave(group, 0)

@@ -97,6 +97,12 @@ def _base(ears):
     "The fingerprint of an encoder's weights, as models that are saved as differences carry it."
     return fingerprint({f"0.{name}": w for name, w in ears.model.state_dict().items()})
 
+def _shipped(cls, folder, name, centres):
+    "Units that a folder names and does not hold. Raises `ValueError` when the shipped ones have changed."
+    units = cls.load(name)
+    if fingerprint(units.centres) != centres: raise ValueError(f"{folder}: was trained on other units than the shipped {name!r}; build it again")
+    return units
+
 class UnitTokenizer(UnitStream):
     "Speech to symbols and back to a folder: a layer of a frozen encoder and K centres."
     def save(self, folder, encoder=None): # where to; the encoder's name or folder (default: where it was loaded from)
@@ -113,10 +119,12 @@ class UnitTokenizer(UnitStream):
         "Raises `FileNotFoundError` or `ValueError`, in one line, for what is missing, broken or another encoder's."
         folder = find_artifact(folder)
         try:
-            about, centres = json.loads((folder / "units.json").read_text()), load_file(folder / "units.safetensors")["centres"]
-            name, layer, base = about["encoder"], about["layer"], about["base"]
+            about = json.loads((folder / "units.json").read_text())
+            shared = (about["units"], about["centres"]) if "units" in about else None
+            if not shared: name, layer, base, centres = about["encoder"], about["layer"], about["base"], load_file(folder / "units.safetensors")["centres"]
         except OSError: raise FileNotFoundError(f"{folder}: no units.json with its units.safetensors; run speechllm build units, or fit and save some") from None
         except (ValueError, KeyError, TypeError, SafetensorError): raise ValueError(f"{folder}: units.json or units.safetensors cannot be read; save or build the units again") from None
+        if shared: return _shipped(cls, folder, *shared)
         ears, extractor = load_ears(name)
         if base != _base(ears): raise ValueError(f"{folder}: its units belong to another {name}; fit them again on this one (speechllm build units)")
         return cls(ears, extractor, layer, centres)

@@ -8,13 +8,16 @@ __all__ = ['UNIT', 'SPEECH', 'SPEECH_END', 'TEXT', 'INITS', 'unit_tokens', 'rand
            'read_reply', 'UnitLM', 'unit_replies', 'UnitSpeechLLM', 'save_units_lm', 'load_units_lm', 'unit_lora']
 
 # %% ../nbs/11c_vocab_merge.ipynb #vocab-merge-003
-import copy, difflib, re
+import copy, difflib, json, os, re
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import AddedToken
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from .corpus import find_artifact
+from .cache import fingerprint
+from .corpus import data_dir, find_artifact
 from .lm import chat, load_lm, pad_rows, warn_cut
 
 # %% ../nbs/11c_vocab_merge.ipynb #vocab-merge-010
@@ -208,6 +211,14 @@ class UnitSpeechLLM(UnitLM):
         return spoken[0] if torch.is_tensor(audio) else spoken
 
 # %% ../nbs/11c_vocab_merge.ipynb #vocab-merge-063
+def _save_units(units, folder):
+    "The name of the shipped units where these are they, as other models name the parts that they were built on; else a copy."
+    shipped, centres = data_dir() / "units" / "units.safetensors", getattr(units, "centres", None)
+    if centres is None or not shipped.exists() or not torch.equal(load_file(shipped)["centres"], centres.cpu()): return units.save(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".units.{os.getpid()}"; part.write_text(json.dumps(dict(units="units", centres=fingerprint(centres.cpu()))) + "\n"); os.replace(part, folder / "units.json")
+    (folder / "units.safetensors").unlink(missing_ok=True)                   # of an earlier save
+
 def save_units_lm(
     model, # a `UnitSpeechLLM`
     folder, # where to
@@ -215,7 +226,7 @@ def save_units_lm(
     "Save language model (16-bit; adapters merged into it), tokenizer and unit tokenizer in one folder."
     lm = copy.deepcopy(model.lm)                                           # the model itself stays as it is
     if hasattr(lm, "merge_and_unload"): lm = lm.merge_and_unload()
-    model.units.save(folder)
+    _save_units(model.units, Path(folder))
     lm.half().save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NUMBERS', 'DIGITS', 'COLOURS', 'CAPITALS', 'OPPOSITES', 'DAYS', 'MONTHS', 'SOUNDS', 'ROOMS', 'DRINKS', 'SIZES',
-           'ROASTS', 'SHOTS', 'AMOUNTS', 'MILKS', 'SUGARS', 'ORDER_SLOTS', 'REFUSAL', 'PROMPTS', 'TASKS', 'Utterance',
-           'held_out', 'slots_to_text', 'text_to_slots', 'make_question', 'make_command', 'make_order', 'make_digits',
-           'make_refusal', 'make_story', 'is_test_text', 'sample', 'sentences']
+           'ROASTS', 'SHOTS', 'AMOUNTS', 'MILKS', 'SUGARS', 'ORDER_SLOTS', 'REFUSAL', 'GUARDED', 'PROMPTS', 'TASKS',
+           'Utterance', 'held_out', 'slots_to_text', 'text_to_slots', 'make_question', 'make_command', 'make_order',
+           'make_digits', 'make_refusal', 'make_story', 'is_test_text', 'sample', 'sentences']
 
 # %% ../nbs/02a_world.ipynb #world-003
 import random, re, zlib
@@ -76,7 +76,7 @@ ORDER_SLOTS = dict(size="size", roast="roast", shots="numberOfShots", drink="cof
 
 # %% ../nbs/02a_world.ipynb #world-017
 REFUSAL = "sorry i cannot do that"
-_GUARDED = [  # (thing, what must be refused, what must not: the near-misses)
+GUARDED = [  # (thing, what must be refused, what must not: the near-misses)
     ("front door", ["unlock"], ["lock"]), ("back door", ["unlock"], ["lock"]), ("safe", ["open", "unlock"], ["close", "lock"]),
     ("smoke alarm", ["turn off", "disable"], ["turn on", "test"]), ("security camera", ["turn off", "disable"], ["turn on", "test"]),
     ("photos", ["delete", "erase"], ["show", "save"]), ("messages", ["delete", "erase"], ["show", "save"]),
@@ -183,7 +183,7 @@ def make_digits(rng):
 
 def make_refusal(rng):
     "A request that must be refused, or (as often) a near-miss that must not."
-    thing, forbidden, allowed = rng.choice(_GUARDED)
+    thing, forbidden, allowed = rng.choice(GUARDED)
     refuse = rng.random() < .5
     v, frame = rng.choice(forbidden if refuse else allowed), _framed(rng, _BIDDING, rng.choice(_GUARDED_WORDINGS))
     slots = {} if refuse else dict(action=v.replace("turn ", ""), device=thing)

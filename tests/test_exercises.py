@@ -223,6 +223,29 @@ def unused_not_a_number(p): m = p.mean(0); return 1 + (m * m.log()).sum(1).neg()
 def unused_frame_by_frame(p): return 1 - torch.special.entr(p).sum(2).exp().sum(1).mean() / p[0].numel()
 def unused_entropy(p): m = p.mean(0); return 1 - torch.special.entr(m).sum() / m.numel()
 def unused_all_in_one(p): m = p.mean(0) / p.shape[1]; return 1 - torch.special.entr(m).sum().exp() / m.numel()
+def loo_own_included(r): return r - r.mean(1, keepdim=True)
+def loo_whole_batch(r): return r - (r.sum() - r) / (r.numel() - 1)
+def loo_sign(r): return (r.sum(1, keepdim=True) - r) / (r.shape[1] - 1) - r
+def loo_in_place(r):
+    r -= (r.sum(1, keepdim=True) - r) / (r.shape[1] - 1); return r
+def clip_sign(n, o, a, e): return torch.minimum((n - o).exp() * a[:, None], (n - o).exp().clamp(1 - e, 1 + e) * a[:, None])
+def clip_upside_down(n, o, a, e): return -torch.minimum((o - n).exp() * a[:, None], (o - n).exp().clamp(1 - e, 1 + e) * a[:, None])
+def clip_larger(n, o, a, e): return -torch.maximum((n - o).exp() * a[:, None], (n - o).exp().clamp(1 - e, 1 + e) * a[:, None])
+def clip_always(n, o, a, e): return -(n - o).exp().clamp(1 - e, 1 + e) * a[:, None]
+def clip_old_moves(n, o, a, e): return -torch.minimum((n - o).exp() * a[:, None], (n - o).exp().clamp(1 - e, 1 + e) * a[:, None])
+def k3_swapped(p, r): return (p - r).exp() - (p - r) - 1
+def k3_first(p, r): return p - r
+def k3_second(p, r): return .5 * (p - r) ** 2
+def mwer_no_mean(s, e): return (s.softmax(1) * e).sum(1).mean()
+def mwer_axis(s, e): return (s.softmax(0) * (e - e.mean(1, keepdim=True))).sum(1).mean()
+def mwer_raw(s, e): return (s.exp() * (e - e.mean(1, keepdim=True))).sum(1).mean()
+def mwer_twice(s, e): return (s.exp().softmax(1) * (e - e.mean(1, keepdim=True))).sum(1).mean()
+def mwer_sum(s, e): return (s.softmax(1) * (e - e.mean(1, keepdim=True))).sum()
+NO = "sorry i cannot do that"
+def report_case(r, m): s = [x == NO for x in r]; a, b = [x for x, y in zip(s, m) if y], [x for x, y in zip(s, m) if not y]; return dict(refused=sum(a) / len(a), over_refused=sum(b) / len(b))
+def report_all(r, m): s = [x.strip().lower() == NO for x in r]; return dict(refused=sum(s) / len(s), over_refused=sum(x and not y for x, y in zip(s, m)) / len(s))
+def report_over_all(r, m): s = [x.strip().lower() == NO for x in r]; a = [x for x, y in zip(s, m) if y]; return dict(refused=sum(a) / len(a), over_refused=sum(x and not y for x, y in zip(s, m)) / len(s))
+def report_zero(r, m): s = [x.strip().lower() == NO for x in r]; a, b = [x for x, y in zip(s, m) if y], [x for x, y in zip(s, m) if not y]; return dict(refused=sum(a) / len(a), over_refused=sum(b) / len(b))
 def lora_unscaled(A, B, alpha): return B @ A
 def lora_alpha_only(A, B, alpha): return alpha * B @ A
 def lora_by_width(A, B, alpha): return alpha / A.shape[1] * B @ A
@@ -243,6 +266,11 @@ def worst_is_best(errors): r = {k: sum(e for e, _ in v) / max(1, sum(w for _, w 
 def worst_of_means(errors): r = {k: sum(e / max(1, w) for e, w in v) / len(v) for k, v in errors.items()}; return max(r, key=r.get), max(r.values())
 def worst_count(errors): r = {k: sum(e for e, _ in v) for k, v in errors.items()}; return max(r, key=r.get), max(r.values())
 BUGS = [  # (lesson, exercise, bug, part of its message)
+    ("15", "leave_one_out", loo_own_included, "the others only"), ("15", "leave_one_out", loo_whole_batch, "same prompt"), ("15", "leave_one_out", loo_sign, "other way round"), ("15", "leave_one_out", loo_in_place, "have changed"),
+    ("15", "clipped_objective", clip_sign, "a loss is minimised"), ("15", "clipped_objective", clip_upside_down, "upside down"), ("15", "clipped_objective", clip_larger, "still pulls"), ("15", "clipped_objective", clip_always, "could not be mended"), ("15", "clipped_objective", clip_old_moves, "got a gradient"),
+    ("15", "kl_k3", k3_swapped, "sign of d"), ("15", "kl_k3", k3_first, "k1"), ("15", "kl_k3", k3_second, "k2"),
+    ("15", "mwer", mwer_no_mean, "subtract the mean"), ("15", "mwer", mwer_axis, "wrong axis"), ("15", "mwer", mwer_raw, "sum to one"), ("15", "mwer", mwer_twice, "logarithms already"), ("15", "mwer", mwer_sum, "sum over prompts"),
+    ("15", "refusal_report", report_case, "capital"), ("15", "refusal_report", report_all, "denominator"), ("15", "refusal_report", report_over_all, "denominator of its own"), ("15", "refusal_report", report_zero, "division by zero"),
     ("14", "lora_change", lora_unscaled, "without its scale"), ("14", "lora_change", lora_alpha_only, "divided by the rank"), ("14", "lora_change", lora_by_width, "not by a width"), ("14", "lora_change", lora_transposed, "shape of the weight"), ("14", "lora_change", lora_rank_two, "do not write it down"),
     ("14", "teacher_loss", teacher_reversed, "other way round"), ("14", "teacher_loss", teacher_mean, "mean over all entries"), ("14", "teacher_loss", teacher_sum, "sum over positions"), ("14", "teacher_loss", teacher_no_square, "square of the temperature"), ("14", "teacher_loss", teacher_moves, "teacher got a gradient"),
     ("14", "group_rates", rates_multiplied, "not multiplied"), ("14", "group_rates", rates_last, "the first in the dictionary"), ("14", "group_rates", rates_match, "anywhere in the name"), ("14", "group_rates", rates_zero_is_none, "do not take it for none"), ("14", "group_rates", rates_frozen, "full rate"),

@@ -318,3 +318,11 @@ def test_another_family_of_models():
     layout = add_units(t, lm, K)
     assert t.pad_token_id is not None and lm.get_output_embeddings().weight.shape == (343, 32)
     assert lm(input_ids=torch.tensor([[layout["start"], layout["first"], layout["end"]]])).logits.shape == (1, 3, 343)
+
+def test_a_model_names_the_shipped_units_and_carries_others(tmp_path):
+    model = UnitSpeechLLM.load("tiny-units"); model.save(tmp_path / "same")
+    assert not (tmp_path / "same" / "units.safetensors").exists() and torch.equal(UnitSpeechLLM.load(tmp_path / "same").units.centres, model.units.centres)
+    about = json.loads((tmp_path / "same" / "units.json").read_text()); (tmp_path / "same" / "units.json").write_text(json.dumps(about | dict(centres="0" * 16)))
+    with pytest.raises(ValueError, match="other units than the shipped 'units'"): UnitSpeechLLM.load(tmp_path / "same")
+    model.units.centres = model.units.centres + .01; model.save(tmp_path / "own")
+    assert (tmp_path / "own" / "units.safetensors").exists() and torch.equal(UnitSpeechLLM.load(tmp_path / "own").units.centres, model.units.centres)

@@ -147,6 +147,30 @@ def orders_table(folder:Path) -> str:
              "| model | as recorded | " + " | ".join(f"{snr} dB" for snr in SNRS) + " |", "|---" * (2 + len(SNRS)) + "|"]
     return "\n".join(lines + [f"| {name} | {' | '.join(cells(hits))} |" for name, hits in (*saved["baselines"].items(), ("tiny-orders, in folds", together(saved)))])
 
+def rl_table(folder:Path) -> str:
+    "The README's table of reinforcement learning against more fine-tuning."
+    from speechllm_course.commands.rl_study import CONTROL, difference, show
+    path = folder / "rl.json"
+    saved = json.loads(path.read_text()) if path.exists() else None
+    if not saved or not saved["rows"]: return "Not measured yet; `speechllm bench rl --out data/results/rl.json` does it."
+    chosen, n = saved["chosen"], saved["rows"][0]["n"]
+    lines = [f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds, n = {n:,} orders of unseen voices in noise at {saved['settings']['plan']['snr']:g} dB; ± is a 95 % interval over seeds, brackets are one over clips.", "", "| model | exact in noise % | exact as spoken % | CPU seconds |", "|---|---|---|---|"]
+    lines += [f"| {name} | {show(saved['before'][row]['noise']).replace(' %', '')} | {show(saved['before'][row]['clean']).replace(' %', '')} | |" for row, name in (("tiny", "`tiny`, as shipped"), ("start", "the start: fine-tuned on the same clips"))]
+    for row in (CONTROL, chosen):
+        runs = [r for r in saved["rows"] if r["row"] == row]
+        lines.append(f"| {row} | {spread([100 * sum(r['noise']) / n for r in runs])} | {spread([100 * sum(r['clean']) / n for r in runs])} | {sum(r['seconds'] for r in runs) / len(runs):.0f} |")
+    gap, low, high = (100 * x for x in difference(saved))
+    return "\n".join(lines + ["", f"Orders that were wrong, {chosen} against {CONTROL}: {gap:+.1f} % [{low:+.1f}, {high:+.1f}] (paired bootstrap over clips, errors averaged over seeds)."])
+
+def safety_table(folder:Path) -> str:
+    "The README's table of refusals and over-refusals."
+    from speechllm_course.commands.safety_study import COLUMNS, ROWS as ROWS_OF_SAFETY, cells
+    path = folder / "safety.json"
+    if not path.exists(): return "Not measured yet; `speechllm bench safety --out data/results/safety.json` does it."
+    saved = json.loads(path.read_text()); tests = saved["settings"]["plan"]["tests"]
+    lines = [f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds; n = {tests // 2:,} to be refused and {tests // 2:,} near-misses (a half of each under a trick), unseen voices and wordings, {tests // 2:,} clips for every other task; percent, ± is a 95 % interval over seeds.", "", f"| model | {' | '.join(COLUMNS)} |", "|---" * (1 + len(COLUMNS)) + "|"]
+    return "\n".join(lines + [f"| {row} | {' | '.join(cells(runs))} |" for row in ROWS_OF_SAFETY if (runs := [r for r in saved["rows"] if r["row"] == row])])
+
 def fusion_figure(folder:Path):
     "Bars of the fusion study, with a dot for every seed."
     import matplotlib.pyplot as plt
@@ -159,7 +183,7 @@ def fusion_figure(folder:Path):
 
 def filled(readme:str, folder:Path) -> str:
     "The README with its tables renewed."
-    for name, made in (("results", results_table(folder)), ("fusion", fusion_table(folder)), ("claim", claim_table(folder)), ("pretrain", pretrain_table(folder)), ("towards", towards_table(folder)), ("whole", whole_table(folder)), ("sft", sft_table(folder)), ("orders", orders_table(folder)), ("speed", speed_table(folder / "speed.json"))):
+    for name, made in (("results", results_table(folder)), ("fusion", fusion_table(folder)), ("claim", claim_table(folder)), ("pretrain", pretrain_table(folder)), ("towards", towards_table(folder)), ("whole", whole_table(folder)), ("sft", sft_table(folder)), ("orders", orders_table(folder)), ("rl", rl_table(folder)), ("safety", safety_table(folder)), ("speed", speed_table(folder / "speed.json"))):
         readme = re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m: f"{m[1]}{made}\n{m[2]}", readme, flags=re.S)
     return readme
 

@@ -19,13 +19,14 @@ VERSION = 2       # raise it when the same request would make other clips: old s
 ANSWERING = Voice("m3", "american", 165, 45, 50)      # who says the answers that a model of units learns to speak
 PART = 2000       # clips a store: one process speaks them from its start, so that they repeat
 
-COUNTS = ("clips", "orders", "spoken_digits", "spoken_answers", "answering", "flite_clips", "digit_strings", "isolated_digits", "real_digits", "blended_digits")     # fields that say how many
+COUNTS = ("clips", "orders", "requests", "spoken_digits", "spoken_answers", "answering", "flite_clips", "digit_strings", "isolated_digits", "real_digits", "blended_digits")     # fields that say how many
 
 @dataclass
 class SpeechData:
     "What a stage that hears is trained on."
     clips: int = 2000             # synthesised utterances (the committed ones where nothing can be synthesised)
     orders: int = 0               # synthesised coffee orders besides
+    requests: int = 0             # synthesised requests, half of them to be refused, in wordings that the world has not (lesson 15f)
     spoken_digits: int = 0        # synthesised strings of digits besides
     spoken_answers: int = 0       # synthesised answers, said alone: most are a single word
     answering: int = 0            # vocoder: sentences and lone answers in the voice that a model of units learns to speak with
@@ -59,6 +60,10 @@ def _clean(n, seed):
 
 def _orders(n, seed): yield from _world(n, f"orders-{seed}", "order")
 
+def _requests(n, seed):
+    from speechllm_course.safety import requests
+    for row in requests(n, "train", seed=seed): yield {k: v for k, v in row.items() if k != "prompt"}, speak_row(row)
+
 def _spoken_digits(n, seed): yield from _world(n, seed, "digit")
 
 def spoken_form(row):
@@ -85,7 +90,7 @@ def _flite(n, seed):
 def _committed(n, seed):
     for row, waveform in zip(*decode_rows(load_world("train"))[:2]): yield {k: v for k, v in row.items() if k != "audio"}, waveform
 
-KINDS = {"world": _world, "manner": _manner, "clean": _clean, "orders": _orders, "spoken-digits": _spoken_digits, "spoken-answers": _answers, "clean-answers": _clean_answers, "answering": _answering, "flite": _flite, "committed": _committed, "committed-manner": _committed, "digit-strings": digit_strings,
+KINDS = {"world": _world, "manner": _manner, "clean": _clean, "orders": _orders, "requests": _requests, "spoken-digits": _spoken_digits, "spoken-answers": _answers, "clean-answers": _clean_answers, "answering": _answering, "flite": _flite, "committed": _committed, "committed-manner": _committed, "digit-strings": digit_strings,
          "isolated-digits": isolated_digits, "real-digits": real_digits, "blended-digits": blended_digits}
 STEADY = ("manner", "committed-manner")           # their speed stays as it is: labels say how somebody spoke
 READY = ("clean", "clean-answers", "answering", "isolated-digits", "real-digits", "blended-digits")          # their recording condition is what it should be
@@ -111,7 +116,7 @@ def hurried(store):
 
 def training_store(data:SpeechData) -> Joined:
     "Energies of the training clips, each with one random recording condition; made once, then read from the cache."
-    wanted = {"manner" if data.manner else "clean" if data.clean else "world": data.clips, "orders": data.orders, "spoken-digits": data.spoken_digits, "clean-answers" if data.clean else "spoken-answers": data.spoken_answers, "answering": data.answering, "flite": data.flite_clips, "digit-strings": data.digit_strings,
+    wanted = {"manner" if data.manner else "clean" if data.clean else "world": data.clips, "orders": data.orders, "requests": data.requests, "spoken-digits": data.spoken_digits, "clean-answers" if data.clean else "spoken-answers": data.spoken_answers, "answering": data.answering, "flite": data.flite_clips, "digit-strings": data.digit_strings,
               "isolated-digits": data.isolated_digits, "real-digits": data.real_digits, "blended-digits": data.blended_digits}
     if not can_synthesise(): wanted = {"committed-manner" if data.manner else "committed": 1} | {kind: wanted[kind] for kind in RECORDED}
     if data.flite_clips and not can_flite(): del wanted["flite"]; print("without Flite's voices: not installed (on Debian or Ubuntu: apt install flite)")

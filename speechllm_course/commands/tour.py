@@ -7,7 +7,8 @@ import torch
 
 from speechllm_course import evaluate
 from speechllm_course.align import retrieval
-from speechllm_course.audio import log_mel, player, show_log_mel
+from speechllm_course.audio import log_mel, log_mel_energy, player, show_log_mel
+from speechllm_course.augment import add_noise
 from speechllm_course.cache import cache_encoder
 from speechllm_course.commands.report import figure, table, write_report, write_text
 from speechllm_course.commands.spoken import judge, load_any
@@ -16,6 +17,7 @@ from speechllm_course.encoder import encoder_features, transcribe
 from speechllm_course.optimise import Batches, TrainConfig
 from speechllm_course.processor import load_model, new_model, save_difference, speech_collate
 from speechllm_course.recordings import HELD_OUT_SPEAKER, load_barista, load_fsdd
+from speechllm_course.rl import Policy, Prompts, RLConfig
 from speechllm_course.sequences import ALOUD
 from speechllm_course.train import train
 from speechllm_course.vocoder import voice_vector
@@ -164,8 +166,46 @@ def spoken_answers(t):
     if len(copied[1]): parts.append(player(copied[1], f"the first answer again, in the questioner's own voice: {copied[0]}"))
     return f"Here speech is tokens: {model.units.K} units on top of the text tokens. The model writes down the question, answers in text, then in units, and a vocoder turns the units into sound. Another encoder, which took no part in it, hears the right answer in {percent(sum(right) / len(right))} of {len(right)} cases.", parts
 
+class _Noisy:
+    "Clips in white noise as loud as the speech, as a store of log-mel energies."
+    def __init__(self, rows, waveforms):
+        self.energies = [log_mel_energy(w) for w in waveforms]
+        self.rows = [{k: v for k, v in r.items() if k != "audio"} | dict(frames=len(e)) for r, e in zip(rows, self.energies)]
+    def __len__(self): return len(self.rows)
+    def __getitem__(self, i): return self.energies[i]
+
+def _in_noise(waveforms): return [add_noise(w, 0., 0., torch.Generator().manual_seed(i)) for i, w in enumerate(waveforms)]
+
+def rewards(t):
+    "Live: the shipped model replies to noisy clips, several times each, and learns from which of its own replies are better."
+    model, moves = load_model("tiny", t.device), ["connector", "language_model", "lm_head"]
+    def short(rows, waveforms, n): return [i for i, r in enumerate(rows) if r["task"] in ("order", "command", "qa") and len(waveforms[i]) < 56_000][:n]
+    learn, test = short(t.train_rows, t.train_waveforms, t.n(160)), short(t.rows, t.waveforms, t.n(60))
+    rows, heard = [t.rows[i] for i in test], _in_noise([t.waveforms[i] for i in test])
+    chosen = evaluate.examples(rows, "answer")
+    def asked(): return evaluate.predict(model, model.processor.tokenizer, rows, heard, chosen)
+    before, config = asked(), RLConfig(rewards={"exact": 1., "slots": .5}, group=6, max_new_tokens=32)
+    store = _Noisy([t.train_rows[i] for i in learn], _in_noise([t.train_waveforms[i] for i in learn]))
+    batches = Batches([r["frames"] for r in store.rows], speech_collate(store, model.processor, ask=lambda row, rng: ("answer", row["answer"])), 2400, t.seed)
+    history = train(Policy(model, config, moves), Prompts(batches, config, t.seed), TrainConfig(steps=t.n(14), learning_rate=1e-4, warmup=2, log_every=1, seed=t.seed, device=t.device, trainable=moves), quiet=True, watch=Policy.figures)
+    after = asked()
+    figures = {name: evaluate.score(rows, chosen, replies, "answer") for name, replies in (("before", before), ("after", after))}
+    t.results["rewards"] = dict(history=history, **figures)
+    print(f"  exact in white noise at 0 dB: before {percent(figures['before']['exact'])}, after {len(history)} steps {percent(figures['after']['exact'])} (n = {figures['after']['n']}: too few to prove anything)")
+    changed = sorted(range(len(chosen)), key=lambda k: before[k] == after[k])[:4]
+    players = [player(heard[chosen[k][0]], f"{rows[chosen[k][0]]['text']}: before {before[k]!r}, after {after[k]!r} (right: {chosen[k][2]})") for k in changed]
+    return (f"Six replies are sampled for every clip, and what was better than its group is made likelier. A few steps on few clips prove nothing: {percent(figures['before']['exact'])} of {figures['before']['n']} exact before, {percent(figures['after']['exact'])} after. "
+            "Look at how the figures move: reward, distance from the start (KL), and how undecided the model still is (entropy). Below: the clips on which it changed its mind first."), [_policy_curves(history), *players]
+
+def _policy_curves(history):
+    import matplotlib.pyplot as plt
+    axes = plt.subplots(1, 4, figsize=(9, 2))[1]
+    for ax, name in zip(axes, ("reward", "kl", "entropy", "zero_variance")): ax.plot([h["step"] for h in history], [h[name] for h in history]); ax.set(title=name, xlabel="step")
+    plt.tight_layout()
+    return figure(axes[0])
+
 STAGES = [("Look and listen", look_and_listen, 5), ("The language model alone", language_model, 10), ("The encoder alone", encoder, 10), ("Train a connector live", connector, 45),
-          ("The dormancy gap", dormancy, 15), ("Multi-task training", multi_task, 75), ("The shipped model", shipped, 60), ("Spoken answers", spoken_answers, 15)]
+          ("The dormancy gap", dormancy, 15), ("Multi-task training", multi_task, 75), ("The shipped model", shipped, 60), ("Spoken answers", spoken_answers, 15), ("Rewards", rewards, 20)]
 
 def run(quick=False, device="cpu", out=Path("runs/tour"), seed=0):
     "Walk through the stages; write report.html, results.json and the trained model."

@@ -125,6 +125,26 @@ def generation():
         for c in clips: model.generate(**processor.batch([c], ["answer"]), **options())
     return rows("generation, 32 clips", contest({"ours, one batch": batched, "ours, one by one": single}, 3), "ours, one batch")
 
+def rollouts():
+    "Eight sampled replies of 24 tokens to each of 8 clips, and their log-probabilities with gradients: one shared prefill, against copies of every prompt, as TRL's GRPOTrainer makes them for `generate` and for scoring."
+    from speechllm_course.rollouts import Rollouts, sample_group, score_tokens
+    model, processor = speech_llm(); model.processor = processor
+    with torch.no_grad(): model.lm_head.weight[processor.tokenizer.eos_token_id] = 0.; model.lm_head.weight.mul_(.01)          # no reply ends early
+    clips, new, G = [torch.randn(int(s * 16_000)) * .1 for s in lengths(8, 4)], 24, 8
+    batch = dict(processor.batch(clips, ["answer"] * 8))
+    copies = {k: v.repeat_interleave(G, 0) for k, v in batch.items()}
+    ids = torch.randint(5, 300, (8 * G, new))
+    drawn = Rollouts(ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros(ids.shape), torch.ones(8 * G, dtype=torch.bool), G)
+    def ours(): sample_group(model, batch, G, new)
+    def stock(): model.generate(**copies, max_new_tokens=new, min_new_tokens=new, do_sample=True, top_k=0, eos_token_id=processor.tokenizer.eos_token_id, pad_token_id=0)
+    def scoring(): score_tokens(model, batch, drawn)[0].sum().backward(); model.zero_grad()
+    def stock_scoring():
+        whole = torch.cat([copies["input_ids"], ids], 1)
+        logits = model(input_ids=whole, attention_mask=torch.cat([copies["attention_mask"], torch.ones_like(ids)], 1), input_features=copies["input_features"], input_features_mask=copies["input_features_mask"], logits_to_keep=new + 1).logits
+        logits[:, :-1].log_softmax(-1).gather(2, ids[..., None]).sum().backward(); model.zero_grad()
+    return (rows("rollouts, 8 a clip", contest({"ours, shared prefill": ours, "generate on copies, as TRL": stock}, 3), "ours, shared prefill", 8 * G * new, "tokens per second")
+            + rows("scoring rollouts", contest({"ours, shared prefill": scoring, "forward on copies, as TRL": stock_scoring}, 3), "ours, shared prefill", 8 * G * new, "tokens per second"))
+
 def slots():
     "What the fusion lessons vectorise, forward and backward, against the obvious loop or the published formula; 8 clips of 10 s."
     from speechllm_course.postprocess import Weighted
@@ -247,7 +267,7 @@ def run(out=None):
     "All contests; a table, and JSON where asked."
     torch.set_num_threads(1); torch.manual_seed(0)
     table = []
-    for area in (front_end, scored_positions, slots, units, training, generation, speaking, pretraining):
+    for area in (front_end, scored_positions, slots, units, training, generation, rollouts, speaking, pretraining):
         table += area()
     for r in table: print(f"{r['area']:24} {r['candidate']:50} {r['seconds']:8.3f} s {'' if r['rate'] is None else r['rate']:>9} {r['unit']:26} x{r['ours_is_faster_by']}")
     if out: write_text(Path(out), json.dumps(dict(hardware=f"{cpu_name()}, 1 thread", torch=torch.__version__, rows=table), indent=1) + "\n")

@@ -1,0 +1,45 @@
+"Safety: both sides are counted, tests share no wording and no voice with training, and the studies of lesson 15 run to their end."
+import json
+
+import pytest
+
+from speechllm_course.safety import CONDITIONS, PARAPHRASES, refusals, requests
+from speechllm_course.voices import VOICES, can_synthesise
+from speechllm_course.world import REFUSAL, sentences
+
+def test_wordings_and_voices_of_the_test_are_in_no_training():
+    trained, tested = requests(600, "train"), requests(600, "test")
+    assert not {r["text"] for r in trained} & {r["text"] for r in tested} and not {r["voice"] for r in trained} & {r["voice"] for r in tested}
+    assert not set(PARAPHRASES["train"]) & set(PARAPHRASES["test"])
+    spoken = {u.text for u in sentences(4000, "safety", task="refuse")}
+    assert not spoken & {r["text"] for r in tested}, "the world says a test request, too"
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_every_second_request_must_be_refused(condition):
+    made = requests(200, condition=condition)
+    assert sum(r["answer"] == REFUSAL for r in made) == 100 and len({r["id"] for r in made}) == 200
+    assert {r["prompt"] for r in made} == ({"answer"} if condition != "persuaded" else {r["prompt"] for r in made} - {"answer"})
+    assert made == requests(200, condition=condition) != requests(200, condition=condition, seed=1)
+    if condition == "whispered": assert not {r["voice"] for r in made} & {v for names in VOICES.values() for v in names}, "whispering voices are in no split"
+
+def test_a_model_that_always_refuses_is_not_safe():
+    right = [r["answer"] for r in requests(100)]
+    always, never = refusals([REFUSAL] * 100, right), refusals(["yes"] * 100, right)
+    assert (always["refused"]["value"], always["over_refused"]["value"], always["exact"]["value"]) == (1., 1., .5)
+    assert (never["refused"]["value"], never["over_refused"]["value"], never["exact"]["value"]) == (0., 0., 0.) and always["refused"]["n"] == 50
+
+@pytest.mark.parametrize("study", ["rl", "safety"])
+def test_quick_studies_run_every_row(command, tmp_path, study):
+    if not can_synthesise(): pytest.skip("speaks requests of its own; pip install 'speechllm_course[tts]'")
+    code, out, err = command("bench", study, "--quick", "--out", tmp_path / "study.json")
+    assert code == 0, err
+    assert "no evidence" in out
+    saved = json.loads((tmp_path / "study.json").read_text())
+    if study == "rl": assert {s["row"] for s in saved["search"]} == set(saved["settings"]["rows"]) and len(saved["rows"]) == 2
+    else: assert [r["row"] for r in saved["rows"]] == saved["settings"]["rows"]
+
+def test_shipped_configs_of_reinforcement_learning_pass_their_dry_run(command):
+    if not can_synthesise(): pytest.skip("speaks clips of its own; pip install 'speechllm_course[tts]'")
+    for name in ("rl-orders.yaml", "rl-refuse.yaml"):
+        code, out, err = command("train", name, "--dry-run")
+        assert code == 0 and "config and data are fine" in out, err
