@@ -150,8 +150,8 @@ class Policy(torch.nn.Module):
         total, parts = self.reward(texts, right)
         rewards = total.to(labels.device).view(-1, c.group)                                    # (B, G)
         same = zero_variance(rewards)
-        loss, logprobs, entropy, start = self.dpo(batch, rollouts, rewards) if c.algorithm == "dpo" else self.gradient(batch, rollouts, rewards, same, texts)
-        self.note(rollouts, rewards, parts, logprobs, entropy, start, same)
+        loss, scored = self.dpo(batch, rollouts, rewards, same) if c.algorithm == "dpo" else self.gradient(batch, rollouts, rewards, same, texts)
+        self.note(rollouts, rewards, parts, same, **scored)
         share = 1. if num_items_in_batch is None else (labels[:, 1:] != -100).sum() / num_items_in_batch      # of this batch in its step
         if c.supervised: loss = loss + c.supervised * self.model(**{k: v for k, v in batch.items() if not k.startswith("read_")}).loss
         return SimpleNamespace(loss=share * loss)
@@ -161,28 +161,28 @@ class Policy(torch.nn.Module):
         c = self.config
         logprobs, entropy = score_tokens(self.model, batch, rollouts, c.temperature)
         start, mask = self.start_logprobs(batch, rollouts), rollouts.mask
+        scored = dict(logprobs=logprobs, entropy=entropy, start=start, mask=mask)
         if c.algorithm == "mwer":
             loss = mwer_loss(logprobs.sum(1).view(rewards.shape), -rewards, first_of_kind(texts, c.group).to(rewards.device))
-            return (loss + c.kl * kl_estimate(logprobs, start)[mask].mean() if c.kl else loss), logprobs, entropy, start
+            return (loss + c.kl * kl_estimate(logprobs, start)[mask].mean() if c.kl else loss), scored
         kept = ~same.repeat_interleave(c.group) if c.zero_variance == "drop" else torch.ones(len(mask), dtype=torch.bool, device=mask.device)
         old = rollouts.logprobs if c.updates > 1 else logprobs.detach()
-        if not kept.any(): return logprobs.sum() * 0., logprobs, entropy, start
+        if not kept.any(): return logprobs.sum() * 0., scored
         return policy_loss(logprobs[kept], old[kept], advantages(rewards, ALGORITHMS[c.algorithm]).flatten()[kept], mask[kept], None if start is None else start[kept],
-                           c.kl, c.clip_low, c.clip_high, c.loss_type, c.max_new_tokens, c.correct_kl), logprobs, entropy, start
+                           c.kl, c.clip_low, c.clip_high, c.loss_type, c.max_new_tokens, c.correct_kl), scored
 
-    def dpo(self, batch, rollouts, rewards):
+    def dpo(self, batch, rollouts, rewards, same):
         "The best and the worst reply of every group as a pair; groups without a difference make none."
         pair = pick(rollouts, torch.stack([rewards.argmax(1), rewards.argmin(1)], 1))
         logprobs, entropy = score_tokens(self.model, batch, pair, self.config.temperature)
         start = self.start_logprobs(batch, pair)
-        better, worse = logprobs.sum(1).view(-1, 2)[~zero_variance(rewards)].unbind(1)
-        if not len(better): return logprobs.sum() * 0., logprobs, entropy, start
-        return dpo_loss(better, worse, *start.sum(1).view(-1, 2)[~zero_variance(rewards)].unbind(1), self.config.beta), logprobs, entropy, start
+        scored = dict(logprobs=logprobs, entropy=entropy, start=start, mask=pair.mask)
+        if same.all(): return logprobs.sum() * 0., scored
+        return dpo_loss(*logprobs.sum(1).view(-1, 2)[~same].unbind(1), *start.sum(1).view(-1, 2)[~same].unbind(1), self.config.beta), scored
 
     @torch.no_grad()
-    def note(self, rollouts, rewards, parts, logprobs, entropy, start, same):
+    def note(self, rollouts, rewards, parts, same, logprobs, entropy, start, mask):
         "Add this batch to the figures."
-        mask = logprobs != 0
         pair = (start, logprobs) if self.config.algorithm == "dpo" else (logprobs, start)       # k3 wants first who drew the tokens
         kl = math.nan if start is None else float(kl_estimate(*pair)[mask].mean())
         seen = [rewards.mean(), *(p.mean() for p in parts.values()), kl, entropy[mask].mean(), same.float().mean(), rollouts.mask.sum(1).float().mean(), 1 - rollouts.ended.float().mean()]
