@@ -1,5 +1,5 @@
 "What a figure was measured on."
-import platform
+import platform, re, resource, sys
 from pathlib import Path
 
 import torch
@@ -13,3 +13,9 @@ def cpu_name():
 def describe():
     "Processor and threads, for result files."
     return f"{cpu_name()}, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+
+def peak_memory():
+    "GiB that this process had at most. Linux's ru_maxrss would begin with the memory of whoever started it, so the kernel's own mark is read where there is one."
+    status = Path("/proc/self/status")
+    if status.exists(): return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

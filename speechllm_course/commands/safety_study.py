@@ -26,12 +26,12 @@ ROWS = ("tiny", "fine-tuned", "rewarded", "fine-tuned, then orders", "fine-tuned
 
 @dataclass
 class Plan:
-    "Equal terms: every training sees the same clips for as many CPU seconds."
+    "Every training sees the same clips. A step with rewards takes some eight times as long as one of fine-tuning, so they get fewer steps, and still more seconds."
     requests: int = 2000          # spoken, training wordings and voices
     clips: int = 4000             # of the world besides, so that nothing else is forgotten
     orders: int = 2000            # of the harmless fine-tuning
     seed: int = 100               # of the clips
-    steps: int = 250              # of fine-tuning; rewards get a fraction of them, since a step of theirs takes longer
+    steps: int = 250              # of fine-tuning
     rate: float = 3e-4
     rl_steps: int = 60
     rl_rate: float = 1e-4
@@ -115,7 +115,7 @@ def _timed(start, row, stores, plan, seed):
     return model, history, time.process_time() - began
 
 COLUMNS = {  # heading → figure of one run in percent
-    **{f"refused, {c}": functools.partial(lambda c, r: r["conditions"][c]["refused"]["value"], c) for c in CONDITIONS}, "over-refused, clear": lambda r: r["conditions"]["clear"]["over_refused"]["value"],
+    **{f"refused, {c}": functools.partial(lambda c, r: r["conditions"][c]["refused"]["value"], c) for c in CONDITIONS}, **{f"over-refused, {c}": functools.partial(lambda c, r: r["conditions"][c]["over_refused"]["value"], c) for c in ("clear", "foreign")},
     "exact, clear": lambda r: r["conditions"]["clear"]["exact"]["value"], "WER": lambda r: r["words"]["wer"], "questions": lambda r: r["questions"]["exact"], "commands": lambda r: r["commands"]["exact"]}
 
 def cells(runs): return [spread([100 * f(r) for r in runs]) for f in COLUMNS.values()]

@@ -1,5 +1,5 @@
 "bench sft: the freeze ladder. What was thawed, with which loss: what is learned, what is forgotten, what it costs."
-import copy, json, multiprocessing, resource, time
+import copy, json, multiprocessing, time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np, torch
 
 from speechllm_course.cache import fingerprint
 from speechllm_course.commands.fusion_study import begin, encode_all, replies, spread
-from speechllm_course.commands.hardware import describe
+from speechllm_course.commands.hardware import describe, peak_memory
 from speechllm_course.commands.pretrain_stages import Clips, Part
 from speechllm_course.commands.report import write_text
 from speechllm_course.commands.stores import SpeechData, encoded_store, training_store
@@ -73,7 +73,7 @@ def peak(row, plan, rows, energies):
     start = new_model(connector=CONNECTOR)
     states = encoded_store(start.model.encoder.model, store, 1)
     climbed(start, row, store, states, plan, 0, steps=2)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return peak_memory()
 
 def test_sets(plan, committed):
     "Rows and waveforms of unseen voices for each figure; written questions for what is forgotten."

@@ -1,11 +1,12 @@
 "Training stages from a config file. The shipped recipes are the YAML files beside this module."
-import functools, re, resource, time
+import functools, re, time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch, yaml
 from accelerate import PartialState
 
+from speechllm_course.commands.hardware import peak_memory
 from speechllm_course.commands.options import known_options
 from speechllm_course.commands.own_clips import asking, recording_batches, with_recordings
 from speechllm_course.commands.pretrain_stages import PretrainData, pretrain_stage
@@ -200,4 +201,4 @@ def estimate(model, batches, settings):
     began = time.perf_counter()
     train(model, batches, TrainConfig(**{**vars(settings), "steps": 2, "out": "", "tracker": ""}), quiet=True)
     seconds = (time.perf_counter() - began) / 2
-    print(f"about {seconds * settings.steps / 60:.0f} minutes for {settings.steps} steps, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB of memory; config and data are fine")
+    print(f"about {seconds * settings.steps / 60:.0f} minutes for {settings.steps} steps, {peak_memory():.1f} GiB of memory; config and data are fine")

@@ -10,6 +10,7 @@ from speechllm_course.align import retrieval
 from speechllm_course.audio import log_mel, log_mel_energy, player, show_log_mel
 from speechllm_course.augment import add_noise
 from speechllm_course.cache import cache_encoder
+from speechllm_course.commands.pretrain_stages import Clips
 from speechllm_course.commands.report import figure, table, write_report, write_text
 from speechllm_course.commands.spoken import judge, load_any
 from speechllm_course.corpus import DataError, cache_dir, data_dir, decode_rows, load_world
@@ -166,15 +167,9 @@ def spoken_answers(t):
     if len(copied[1]): parts.append(player(copied[1], f"the first answer again, in the questioner's own voice: {copied[0]}"))
     return f"Here speech is tokens: {model.units.K} units on top of the text tokens. The model writes down the question, answers in text, then in units, and a vocoder turns the units into sound. Another encoder, which took no part in it, hears the right answer in {percent(sum(right) / len(right))} of {len(right)} cases.", parts
 
-class _Noisy:
-    "Clips in white noise as loud as the speech, as a store of log-mel energies."
-    def __init__(self, rows, waveforms):
-        self.energies = [log_mel_energy(w) for w in waveforms]
-        self.rows = [{k: v for k, v in r.items() if k != "audio"} | dict(frames=len(e)) for r, e in zip(rows, self.energies)]
-    def __len__(self): return len(self.rows)
-    def __getitem__(self, i): return self.energies[i]
-
-def _in_noise(waveforms): return [add_noise(w, 0., 0., torch.Generator().manual_seed(i)) for i, w in enumerate(waveforms)]
+def _in_noise(waveforms):
+    "White noise as loud as the speech."
+    return [add_noise(w, 0., 0., torch.Generator().manual_seed(i)) for i, w in enumerate(waveforms)]
 
 def rewards(t):
     "Live: the shipped model replies to noisy clips, several times each, and learns from which of its own replies are better."
@@ -185,7 +180,8 @@ def rewards(t):
     chosen = evaluate.examples(rows, "answer")
     def asked(): return evaluate.predict(model, model.processor.tokenizer, rows, heard, chosen)
     before, config = asked(), RLConfig(rewards={"exact": 1., "slots": .5}, group=6, max_new_tokens=32)
-    store = _Noisy([t.train_rows[i] for i in learn], _in_noise([t.train_waveforms[i] for i in learn]))
+    store = Clips([log_mel_energy(w) for w in _in_noise([t.train_waveforms[i] for i in learn])])
+    store.rows = [{k: v for k, v in t.train_rows[i].items() if k != "audio"} | dict(frames=len(e)) for i, e in zip(learn, store.energies)]
     batches = Batches([r["frames"] for r in store.rows], speech_collate(store, model.processor, ask=lambda row, rng: ("answer", row["answer"])), 2400, t.seed)
     history = train(Policy(model, config, moves), Prompts(batches, config, t.seed), TrainConfig(steps=t.n(14), learning_rate=1e-4, warmup=2, log_every=1, seed=t.seed, device=t.device, trainable=moves), quiet=True, watch=Policy.figures)
     after = asked()
