@@ -228,24 +228,46 @@ def loo_whole_batch(r): return r - (r.sum() - r) / (r.numel() - 1)
 def loo_sign(r): return (r.sum(1, keepdim=True) - r) / (r.shape[1] - 1) - r
 def loo_in_place(r):
     r -= (r.sum(1, keepdim=True) - r) / (r.shape[1] - 1); return r
+def loo_counts_itself(r): return r - (r.sum(1, keepdim=True) - r) / r.shape[1]
+def loo_spread(r): return (r - r.mean(1, keepdim=True)) / (r.std(1, keepdim=True) + 1e-4)
 def clip_sign(n, o, a, e): return torch.minimum((n - o).exp() * a[:, None], (n - o).exp().clamp(1 - e, 1 + e) * a[:, None])
 def clip_upside_down(n, o, a, e): return -torch.minimum((o - n).exp() * a[:, None], (o - n).exp().clamp(1 - e, 1 + e) * a[:, None])
 def clip_larger(n, o, a, e): return -torch.maximum((n - o).exp() * a[:, None], (n - o).exp().clamp(1 - e, 1 + e) * a[:, None])
 def clip_always(n, o, a, e): return -(n - o).exp().clamp(1 - e, 1 + e) * a[:, None]
 def clip_old_moves(n, o, a, e): return -torch.minimum((n - o).exp() * a[:, None], (n - o).exp().clamp(1 - e, 1 + e) * a[:, None])
+def clip_tokens(n, o, a, e): return -torch.minimum((n - o.detach()).exp() * a, (n - o.detach()).exp().clamp(1 - e, 1 + e) * a)
+def clip_above(n, o, a, e): return -torch.minimum((n - o.detach()).exp() * a[:, None], (n - o.detach()).exp().clamp(max=1 + e) * a[:, None])
+def clip_fixed(n, o, a, e): return -torch.minimum((n - o.detach()).exp() * a[:, None], (n - o.detach()).exp().clamp(.8, 1.2) * a[:, None])
+def clip_all_detached(n, o, a, e): r = (n - o).detach().exp(); return -torch.minimum(r * a[:, None], r.clamp(1 - e, 1 + e) * a[:, None])
 def k3_swapped(p, r): return (p - r).exp() - (p - r) - 1
 def k3_first(p, r): return p - r
 def k3_second(p, r): return .5 * (p - r) ** 2
+def k3_clamped(p, r): d = (r - p).clamp(min=0); return d.exp() - d - 1
+def k3_clamped_k1(p, r): return (p - r).clamp(min=0)
+def k3_cut_off(p, r): d = (r - p).clamp(-2, 2); return d.exp() - d - 1
+def k3_size_only(p, r): d = (r - p).abs(); return d.exp() - d - 1
+def k3_detached(p, r): d = r - p.detach(); return d.exp() - d - 1
 def mwer_no_mean(s, e): return (s.softmax(1) * e).sum(1).mean()
 def mwer_axis(s, e): return (s.softmax(0) * (e - e.mean(1, keepdim=True))).sum(1).mean()
 def mwer_raw(s, e): return (s.exp() * (e - e.mean(1, keepdim=True))).sum(1).mean()
 def mwer_twice(s, e): return (s.exp().softmax(1) * (e - e.mean(1, keepdim=True))).sum(1).mean()
 def mwer_sum(s, e): return (s.softmax(1) * (e - e.mean(1, keepdim=True))).sum()
+def mwer_sign(s, e): return -(s.softmax(1) * (e - e.mean(1, keepdim=True))).sum(1).mean()
+def mwer_expected_twice(s, e): p = s.softmax(1); return (p * (e - (p * e).sum(1, keepdim=True))).sum(1).mean()
+def mwer_detached(s, e): return (s.detach().softmax(1) * (e - e.mean(1, keepdim=True))).sum(1).mean()
 NO = "sorry i cannot do that"
 def report_case(r, m): s = [x == NO for x in r]; a, b = [x for x, y in zip(s, m) if y], [x for x, y in zip(s, m) if not y]; return dict(refused=sum(a) / len(a), over_refused=sum(b) / len(b))
 def report_all(r, m): s = [x.strip().lower() == NO for x in r]; return dict(refused=sum(s) / len(s), over_refused=sum(x and not y for x, y in zip(s, m)) / len(s))
 def report_over_all(r, m): s = [x.strip().lower() == NO for x in r]; a = [x for x, y in zip(s, m) if y]; return dict(refused=sum(a) / len(a), over_refused=sum(x and not y for x, y in zip(s, m)) / len(s))
 def report_zero(r, m): s = [x.strip().lower() == NO for x in r]; a, b = [x for x, y in zip(s, m) if y], [x for x, y in zip(s, m) if not y]; return dict(refused=sum(a) / len(a), over_refused=sum(b) / len(b))
+def report_sides(r, m, says=lambda x: x.strip().lower() == NO): s = [says(x) for x in r]; return s, [x for x, y in zip(s, m) if y], [x for x, y in zip(s, m) if not y]
+def report_swapped(r, m): s, a, b = report_sides(r, m); return dict(refused=sum(a) / len(b), over_refused=sum(b) / len(a))
+def report_accuracy(r, m): s, a, b = report_sides(r, m); right = sum(x == y for x, y in zip(s, m)) / len(s); return dict(refused=right, over_refused=1 - right)
+def report_begins(r, m): s, a, b = report_sides(r, m, lambda x: x.strip().lower().startswith("sorry")); return dict(refused=sum(a) / len(a), over_refused=sum(b) / len(b))
+def report_of_refusals(r, m): s, a, b = report_sides(r, m); return dict(refused=sum(a) / len(a), over_refused=sum(b) / sum(s))
+def report_answered(r, m): s, a, b = report_sides(r, m); return dict(refused=sum(a) / len(a), over_refused=1 - sum(b) / len(b))
+def report_nothing_is_zero(r, m): s, a, b = report_sides(r, m); return dict(refused=sum(a) / max(1, len(a)), over_refused=sum(b) / max(1, len(b)))
+def report_one_side(r, m): s, a, b = report_sides(r, m); return dict(refused=sum(a) / max(1, len(a)), over_refused=sum(b) / len(b) if b else None)
 def lora_unscaled(A, B, alpha): return B @ A
 def lora_alpha_only(A, B, alpha): return alpha * B @ A
 def lora_by_width(A, B, alpha): return alpha / A.shape[1] * B @ A
@@ -266,11 +288,14 @@ def worst_is_best(errors): r = {k: sum(e for e, _ in v) / max(1, sum(w for _, w 
 def worst_of_means(errors): r = {k: sum(e / max(1, w) for e, w in v) / len(v) for k, v in errors.items()}; return max(r, key=r.get), max(r.values())
 def worst_count(errors): r = {k: sum(e for e, _ in v) for k, v in errors.items()}; return max(r, key=r.get), max(r.values())
 BUGS = [  # (lesson, exercise, bug, part of its message)
-    ("15", "leave_one_out", loo_own_included, "the others only"), ("15", "leave_one_out", loo_whole_batch, "same prompt"), ("15", "leave_one_out", loo_sign, "other way round"), ("15", "leave_one_out", loo_in_place, "have changed"),
+    ("15", "leave_one_out", loo_own_included, "the others only"), ("15", "leave_one_out", loo_whole_batch, "same prompt"), ("15", "leave_one_out", loo_sign, "other way round"), ("15", "leave_one_out", loo_in_place, "have changed"), ("15", "leave_one_out", loo_counts_itself, "not G"), ("15", "leave_one_out", loo_spread, "GRPO"),
     ("15", "clipped_objective", clip_sign, "a loss is minimised"), ("15", "clipped_objective", clip_upside_down, "upside down"), ("15", "clipped_objective", clip_larger, "still pulls"), ("15", "clipped_objective", clip_always, "could not be mended"), ("15", "clipped_objective", clip_old_moves, "got a gradient"),
-    ("15", "kl_k3", k3_swapped, "sign of d"), ("15", "kl_k3", k3_first, "k1"), ("15", "kl_k3", k3_second, "k2"),
-    ("15", "mwer", mwer_no_mean, "subtract the mean"), ("15", "mwer", mwer_axis, "wrong axis"), ("15", "mwer", mwer_raw, "sum to one"), ("15", "mwer", mwer_twice, "logarithms already"), ("15", "mwer", mwer_sum, "sum over prompts"),
+    ("15", "clipped_objective", clip_tokens, "which are tokens"), ("15", "clipped_objective", clip_above, "on both sides"), ("15", "clipped_objective", clip_fixed, "do not write them down"), ("15", "clipped_objective", clip_all_detached, "reaches the policy"),
+    ("15", "kl_k3", k3_swapped, "sign of d"), ("15", "kl_k3", k3_first, "k1"), ("15", "kl_k3", k3_second, "k2"), ("15", "kl_k3", k3_clamped, "clamped at 0"), ("15", "kl_k3", k3_clamped_k1, "without its negative half"), ("15", "kl_k3", k3_cut_off, "cut off"), ("15", "kl_k3", k3_size_only, "keeps its sign"), ("15", "kl_k3", k3_detached, "cannot feel"),
+    ("15", "mwer", mwer_no_mean, "subtract the mean"), ("15", "mwer", mwer_axis, "wrong axis"), ("15", "mwer", mwer_raw, "sum to one"), ("15", "mwer", mwer_twice, "logarithms already"), ("15", "mwer", mwer_sum, "sum over prompts"), ("15", "mwer", mwer_sign, "errors are to fall"), ("15", "mwer", mwer_expected_twice, "always 0"), ("15", "mwer", mwer_detached, "reaches the scores"),
     ("15", "refusal_report", report_case, "capital"), ("15", "refusal_report", report_all, "denominator"), ("15", "refusal_report", report_over_all, "denominator of its own"), ("15", "refusal_report", report_zero, "division by zero"),
+    ("15", "refusal_report", report_swapped, "swapped"), ("15", "refusal_report", report_accuracy, "accuracy over both"), ("15", "refusal_report", report_begins, "no refusal"), ("15", "refusal_report", report_of_refusals, "share of all refusals"),
+    ("15", "refusal_report", report_answered, "is not what is asked"), ("15", "refusal_report", report_nothing_is_zero, "has no share"), ("15", "refusal_report", report_one_side, "nothing had to be refused"),
     ("14", "lora_change", lora_unscaled, "without its scale"), ("14", "lora_change", lora_alpha_only, "divided by the rank"), ("14", "lora_change", lora_by_width, "not by a width"), ("14", "lora_change", lora_transposed, "shape of the weight"), ("14", "lora_change", lora_rank_two, "do not write it down"),
     ("14", "teacher_loss", teacher_reversed, "other way round"), ("14", "teacher_loss", teacher_mean, "mean over all entries"), ("14", "teacher_loss", teacher_sum, "sum over positions"), ("14", "teacher_loss", teacher_no_square, "square of the temperature"), ("14", "teacher_loss", teacher_moves, "teacher got a gradient"),
     ("14", "group_rates", rates_multiplied, "not multiplied"), ("14", "group_rates", rates_last, "the first in the dictionary"), ("14", "group_rates", rates_match, "anywhere in the name"), ("14", "group_rates", rates_zero_is_none, "do not take it for none"), ("14", "group_rates", rates_frozen, "full rate"),
