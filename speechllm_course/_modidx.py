@@ -959,6 +959,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                      'speechllm_course/vocab_merge.py'),
                                               'speechllm_course.vocab_merge.UnitSpeechLLM.speech': ( 'vocab_merge.html#unitspeechllm.speech',
                                                                                                      'speechllm_course/vocab_merge.py'),
+                                              'speechllm_course.vocab_merge._are_shipped': ( 'vocab_merge.html#_are_shipped',
+                                                                                             'speechllm_course/vocab_merge.py'),
                                               'speechllm_course.vocab_merge._save_units': ( 'vocab_merge.html#_save_units',
                                                                                             'speechllm_course/vocab_merge.py'),
                                               'speechllm_course.vocab_merge.add_units': ( 'vocab_merge.html#add_units',

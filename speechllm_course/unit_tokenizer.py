@@ -98,7 +98,8 @@ def _base(ears):
     return fingerprint({f"0.{name}": w for name, w in ears.model.state_dict().items()})
 
 def _shipped(cls, folder, name, centres):
-    "Units that a folder names and does not hold. Raises `ValueError` when the shipped ones have changed."
+    "Units that a folder names and does not hold. Raises `FileNotFoundError` when they are missing, `ValueError` when they are other ones by now."
+    if not (data_dir() / str(name) / "units.safetensors").exists(): raise FileNotFoundError(f"{folder}: its units are the shipped {name!r}, and there are none of that name; reinstall the package, or run speechllm build units")
     units = cls.load(name)
     if fingerprint(units.centres) != centres: raise ValueError(f"{folder}: was trained on other units than the shipped {name!r}; build it again")
     return units

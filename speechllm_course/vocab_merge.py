@@ -12,12 +12,11 @@ import copy, difflib, json, os, re
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from tokenizers import AddedToken
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from .cache import fingerprint
-from .corpus import data_dir, find_artifact
+from .corpus import find_artifact
 from .lm import chat, load_lm, pad_rows, warn_cut
 
 # %% ../nbs/11c_vocab_merge.ipynb #vocab-merge-010
@@ -211,12 +210,19 @@ class UnitSpeechLLM(UnitLM):
         return spoken[0] if torch.is_tensor(audio) else spoken
 
 # %% ../nbs/11c_vocab_merge.ipynb #vocab-merge-063
+def _are_shipped(units):
+    "Are these the units of the package: the same centres, on the same layer of the same encoder?"
+    from speechllm_course.unit_tokenizer import UnitTokenizer, _base
+    if not isinstance(units, UnitTokenizer): return False
+    try: shipped = UnitTokenizer.load("units")
+    except (OSError, ValueError): return False                               # missing or broken: nothing to refer to
+    return units.layer == shipped.layer and torch.equal(shipped.centres, units.centres.cpu()) and _base(units.ears) == _base(shipped.ears)
+
 def _save_units(units, folder):
-    "The name of the shipped units where these are they, as other models name the parts that they were built on; else a copy."
-    shipped, centres = data_dir() / "units" / "units.safetensors", getattr(units, "centres", None)
-    if centres is None or not shipped.exists() or not torch.equal(load_file(shipped)["centres"], centres.cpu()): return units.save(folder)
+    "The name of the shipped units where these are they, as other models name the parts that they were built on; else a copy, so that the folder can travel."
+    if not _are_shipped(units): return units.save(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".units.{os.getpid()}"; part.write_text(json.dumps(dict(units="units", centres=fingerprint(centres.cpu()))) + "\n"); os.replace(part, folder / "units.json")
+    part = folder / f".units.{os.getpid()}"; part.write_text(json.dumps(dict(units="units", centres=fingerprint(units.centres.cpu()))) + "\n"); os.replace(part, folder / "units.json")
     (folder / "units.safetensors").unlink(missing_ok=True)                   # of an earlier save
 
 def save_units_lm(

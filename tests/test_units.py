@@ -148,6 +148,9 @@ def test_faults_are_one_line(units, tmp_path):
     (folder / "units.json").write_text(json.dumps(about))
     (folder / "units.safetensors").write_bytes(b"nothing"); fault(ValueError, folder, "cannot be read")
     (folder / "units.safetensors").unlink(); fault(FileNotFoundError, folder, "units.safetensors")
+    for name in ("gone", 3): (folder / "units.json").write_text(json.dumps(dict(units=name, centres="0" * 16))); fault(FileNotFoundError, folder, repr(name), "none of that name", "speechllm build units")
+    (folder / "units.json").write_text(json.dumps(dict(units="units", centres="0" * 16))); fault(ValueError, folder, "other units than the shipped 'units'", "build it again")
+    (folder / "units.json").write_text(json.dumps(dict(units="units"))); fault(ValueError, folder, "cannot be read")
     ears = SpeechEncoder(units.ears.config, units.ears.model); ears.config = type(ears.config)(**{**ears.config.to_dict(), "_name_or_path": ""})
     with pytest.raises(ValueError, match="never loaded"): UnitTokenizer(ears, units.extractor, 4, units.centres).save(tmp_path / "more")
 

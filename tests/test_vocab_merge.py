@@ -326,3 +326,26 @@ def test_a_model_names_the_shipped_units_and_carries_others(tmp_path):
     with pytest.raises(ValueError, match="other units than the shipped 'units'"): UnitSpeechLLM.load(tmp_path / "same")
     model.units.centres = model.units.centres + .01; model.save(tmp_path / "own")
     assert (tmp_path / "own" / "units.safetensors").exists() and torch.equal(UnitSpeechLLM.load(tmp_path / "own").units.centres, model.units.centres)
+
+@pytest.mark.parametrize("other", ["centres", "layer", "encoder"])
+def test_only_the_very_units_of_the_package_are_named(tmp_path, other):
+    model = UnitSpeechLLM.load("tiny-units")
+    if other == "centres": model.units.centres = model.units.centres.roll(1, 0)
+    if other == "layer": model.units.layer = 3
+    if other == "encoder": next(model.units.ears.parameters()).data.add_(.01)
+    model.save(tmp_path)
+    assert (tmp_path / "units.safetensors").exists() and json.loads((tmp_path / "units.json").read_text())["layer"] == model.units.layer
+
+def test_without_the_units_of_the_package_a_copy_is_saved(tmp_path, monkeypatch):
+    from speechllm_course import unit_tokenizer
+    model = UnitSpeechLLM.load("tiny-units"); model.save(tmp_path / "named")
+    monkeypatch.setattr(unit_tokenizer, "data_dir", lambda: tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="its units are the shipped 'units', and there are none of that name") as e: UnitSpeechLLM.load(tmp_path / "named")
+    assert "\n" not in str(e.value)
+    monkeypatch.setattr(unit_tokenizer, "find_artifact", lambda name: tmp_path / "empty" / str(name))
+    model.save(tmp_path / "whole")
+    assert (tmp_path / "whole" / "units.safetensors").exists()
+
+def test_the_shipped_model_holds_no_copy_of_its_units():
+    from speechllm_course.corpus import data_dir
+    assert not (data_dir() / "tiny-units" / "units.safetensors").exists() and json.loads((data_dir() / "tiny-units" / "units.json").read_text())["units"] == "units"

@@ -174,12 +174,15 @@ def safety_table(folder:Path) -> str:
 def fusion_figure(folder:Path):
     "Bars of the fusion study, with a dot for every seed."
     import matplotlib.pyplot as plt
+    from PIL import Image
     saved = json.loads((folder / "fusion.json").read_text())
     names = [n for n in ROWS_OF_THE_STUDY if any(r["row"] == n for r in saved["rows"])]
     _, axes = plt.subplots(1, 3, figsize=(10, 5), sharey=True)
     for ax, value, label in zip(axes, (lambda r: min(100., 100 * r["wer"]), lambda r: 100 * r["qa"], lambda r: 100 * r["probes"]["connector"]["voice"]),
                                 ("transcripts: WER %, cut at 100", "spoken questions right %", "voice: probe behind the connector %")): draw_rows(ax, saved, names, value, label)
     plt.tight_layout(); plt.savefig(folder / "fusion.png", dpi=70); plt.close()
+    with Image.open(folder / "fusion.png") as figure: few = figure.convert("RGB").quantize(128, dither=Image.Dither.NONE)     # bars need no more colours, and the tree stays small
+    few.save(folder / "fusion.png", optimize=True)
 
 def filled(readme:str, folder:Path) -> str:
     "The README with its tables renewed."
