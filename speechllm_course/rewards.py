@@ -49,9 +49,11 @@ def valid_structure(
     right:str, # what it should have said
 ) -> float: # 1 or 0
     "Nothing but known fields, none twice, where the right reply has fields; none where it has not."
-    names = [word.split("=")[0] for word in normalise(reply).split() if "=" in word]
+    fields = [word for word in normalise(reply).split() if "=" in word]
+    names = [field.split("=")[0] for field in fields]
     if not text_to_slots(normalise(right)): return float(not names)
-    return float(bool(names) and normalise(reply).startswith(names[0] + "=") and len(set(names)) == len(names) and set(names) <= FIELDS)
+    whole = all(field.count("=") == 1 for field in fields) and all(text_to_slots(normalise(reply)).values())       # one value each
+    return float(bool(names) and whole and normalise(reply).startswith(names[0] + "=") and len(set(names)) == len(names) and set(names) <= FIELDS)
 
 # %% ../nbs/15a_rewards.ipynb #rewards-018
 def refusal(
@@ -105,7 +107,8 @@ class Reward:
             known, weight = value if isinstance(value, tuple) else (REWARDS.get(name), value)
             near = difflib.get_close_matches(name, REWARDS, 1)
             if known is None: raise ConfigError(f"rewards: {name!r} is unknown; {f'did you mean {near[0]}?' if near else 'choose from ' + ', '.join(REWARDS)}")
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)): raise ConfigError(f"rewards.{name}: {weight!r} is no weight; write for instance {name}: 1.0")
+            if not callable(known): raise ConfigError(f"rewards.{name}: {known!r} is no function of (reply, right)")
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight): raise ConfigError(f"rewards.{name}: {weight!r} is no weight; write for instance {name}: 1.0")
             self.parts[name] = known, weight
 
     def __call__(self,
@@ -114,7 +117,7 @@ class Reward:
     ) -> tuple: # (sum (N,), {name: part (N,), unweighted})
         "Raises `ValueError` for lists of different length, a missing reference, and a part that is not a finite number."
         if len(replies) != len(right): raise ValueError(f"references: {len(right)} for {len(replies)} replies; every reply needs one")
-        empty = [n for n, r in enumerate(right) if not r]
+        empty = [n for n, r in enumerate(right) if not r or not normalise(r)]
         if empty: raise ValueError(f"references: row {empty[0]} has none; a reward compares with a right reply, so give every clip an answer")
         parts = {name: torch.tensor([self._number(name, f, a, b) for a, b in zip(replies, right)]) for name, (f, _) in self.parts.items()}
         return sum(weight * parts[name] for name, (_, weight) in self.parts.items()), parts

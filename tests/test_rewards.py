@@ -34,7 +34,7 @@ def test_parts_are_kept_apart_and_weighted():
     total, parts = Reward({"words": 1., "exact": 2., "length": 0.})(["a b", "a c"], ["a b", "a b"])
     assert torch.allclose(total, parts["words"] + 2 * parts["exact"]) and parts["length"].tolist() == [0., 0.]
 
-@pytest.mark.parametrize("parts, says", [({}, "none given"), ({"word": 1.}, "did you mean words"), ({"words": "1"}, "is no weight"), ({"words": True}, "is no weight")])
+@pytest.mark.parametrize("parts, says", [({}, "none given"), ({"word": 1.}, "did you mean words"), ({"words": "1"}, "is no weight"), ({"words": True}, "is no weight"), ({"words": float("nan")}, "is no weight"), ({"mine": ("words", 1.)}, "is no function")])
 def test_rewards_that_make_no_sense_are_refused(parts, says):
     with pytest.raises(ConfigError, match=says): Reward(parts)
 
@@ -46,3 +46,4 @@ def test_counts_and_references():
     reward = Reward({"words": 1.})
     with pytest.raises(ValueError, match="references: 1 for 2 replies"): reward(["a", "b"], ["a"])
     with pytest.raises(ValueError, match="row 1 has none"): reward(["a", "b"], ["a", ""])
+    with pytest.raises(ValueError, match="row 0 has none"): reward(["a"], ["?!"])
