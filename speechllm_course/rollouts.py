@@ -74,6 +74,7 @@ class Rollouts:
         "The replies in writing."
         return [t.strip() for t in tokenizer.batch_decode(self.ids, skip_special_tokens=True)]
 
+# %% ../nbs/15b_rollouts.ipynb #rollouts-101
 @torch.no_grad()
 def sample_group(
     model, # a `SpeechLLM` with its processor

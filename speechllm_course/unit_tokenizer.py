@@ -104,6 +104,7 @@ def _shipped(cls, folder, name, centres):
     if fingerprint(units.centres) != centres: raise ValueError(f"{folder}: was trained on other units than the shipped {name!r}; build it again")
     return units
 
+# %% ../nbs/11b_unit_tokenizer.ipynb #unit-tokenizer-101
 class UnitTokenizer(UnitStream):
     "Speech to symbols and back to a folder: a layer of a frozen encoder and K centres."
     def save(self, folder, encoder=None): # where to; the encoder's name or folder (default: where it was loaded from)

@@ -225,6 +225,7 @@ def _save_units(units, folder):
     part = folder / f".units.{os.getpid()}"; part.write_text(json.dumps(dict(units="units", centres=fingerprint(units.centres.cpu()))) + "\n"); os.replace(part, folder / "units.json")
     (folder / "units.safetensors").unlink(missing_ok=True)                   # of an earlier save
 
+# %% ../nbs/11c_vocab_merge.ipynb #vocab-merge-101
 def save_units_lm(
     model, # a `UnitSpeechLLM`
     folder, # where to
