@@ -43,3 +43,13 @@ def test_shipped_configs_of_reinforcement_learning_pass_their_dry_run(command):
     for name in ("rl-orders.yaml", "rl-refuse.yaml"):
         code, out, err = command("train", name, "--dry-run")
         assert code == 0 and "config and data are fine" in out, err
+
+def test_replay_is_drawn_from_requests_of_every_length():
+    from types import SimpleNamespace
+    from speechllm_course.commands.safety_study import _with_share
+    class Store(SimpleNamespace):
+        def __len__(self): return len(self.rows)
+    rows = [dict(frames=0)] * 90 + [dict(frames=n) for n in range(100)]                # ninety orders, then requests by length
+    places, kept = _with_share(Store(places=list(range(190)), rows=rows), 90, .1)
+    lengths = [r["frames"] for r in kept[90:]]
+    assert places[:90] == list(range(90)) and len(lengths) == 10 and max(lengths) > 50 and [rows[i] for i in places] == kept

@@ -1,5 +1,5 @@
 "bench safety: refusals aligned by fine-tuning and by rewards, asked in held-out wordings and under spoken tricks, before and after a harmless fine-tuning."
-import copy, functools, json, time
+import copy, functools, json, random, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -82,9 +82,10 @@ def tuned(start, row, stores, plan, seed):
     return model.eval(), history
 
 def _with_share(store, orders, share):
-    "All orders, and so many of the requests behind them that they are this share."
-    count = orders + max(1, int(orders * share / (1 - share)))
-    return store.places[:count], store.rows[:count]
+    "All orders, and of the requests behind them, which lie by length, so many drawn at random that they are this share."
+    wanted = max(1, int(orders * share / (1 - share)))
+    kept = [*range(orders), *random.Random(0).sample(range(orders, len(store)), min(wanted, len(store) - orders))]
+    return [store.places[i] for i in kept], [store.rows[i] for i in kept]
 
 def run(out=None, quick=False):
     "`tiny`, two ways to align it, and what a harmless fine-tuning does to the first; a second call goes on where the first one stopped."
