@@ -23,6 +23,9 @@ results: $(VENV)/ready          ## measure what is shipped and renew the README'
 	$(EVAL)/lm-test_text.json --data world:test_text --part lm --input text
 	for s in test_voices test_both test_synthesiser; do $(EVAL)/tiny-asr-$$s.json --data world:$$s || exit 1; done
 	$(EVAL)/tiny-qa-test_voices.json --data world:test_voices --task qa --diagnose
+	$(EVAL)/tiny-refuse-test_both.json --data world:test_both --task refuse
+	$(EVAL)/tiny-requests.json --data requests
+	for c in fast whispered foreign persuaded; do $(EVAL)/tiny-requests-$$c.json --data requests:$$c || exit 1; done
 	$(EVAL)/lm-qa-test_voices.json --data world:test_voices --task qa --input text
 	$(EVAL)/tiny-fsdd-nicolas.json --data fsdd:nicolas
 	$(EVAL)/tiny-barista.json --data barista --model tiny

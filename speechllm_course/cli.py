@@ -115,11 +115,11 @@ def _listen(files, prompt, model, strict, device, names=True):
     if bad: raise Failed
 
 @app.command(name="eval")
-def eval_(data: Annotated[str, typer.Option(help="world:SPLIT, fsdd, fsdd:SPEAKER, barista, or a folder with metadata.csv")], root: Annotated[Optional[Path], typer.Option(help="folder that holds fsdd/, barista/")] = None,
+def eval_(data: Annotated[str, typer.Option(help="world:SPLIT, requests or requests:CONDITION (refusals in held-out wordings), fsdd, fsdd:SPEAKER, barista, or a folder with metadata.csv")], root: Annotated[Optional[Path], typer.Option(help="folder that holds fsdd/, barista/")] = None,
           task: Annotated[Optional[str], typer.Option(help="asr, qa, command, order, digit, manner, refuse, answer, spoken_qa or resynthesis (default: the corpus's own)")] = None,
           part: Annotated[str, typer.Option(help="all, encoder or lm")] = "all", input: Annotated[str, typer.Option(help="audio, or text: the transcript instead of the clip")] = "audio",
           model: Annotated[Optional[str], typer.Option(help="a shipped model or a folder (default: tiny; tiny-units where it has to speak, tiny-orders for barista)")] = None, committed: Annotated[bool, typer.Option(help="only the clips that travel with the package, even where more can be synthesised")] = False,
-          world_seed: Annotated[int, typer.Option(help="of a full split; another seed is a regenerated world")] = 0, limit: Annotated[int, typer.Option(help="clips at most (0: all)")] = 0,
+          world_seed: Annotated[int, typer.Option(help="of a full split or of requests; another seed is a regenerated world")] = 0, limit: Annotated[int, typer.Option(help="clips at most (0: all)")] = 0,
           diagnose: Annotated[bool, typer.Option(help="seven examinations besides: does it listen, follow other wordings, keep its text skill; are batches, prompts and spans sound")] = False, strict: Annotated[bool, typer.Option(help="fail on a broken clip")] = False,
           as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False, out: Annotated[Optional[Path], typer.Option(help="write the JSON here too")] = None, device: Device = "auto"):
     """Measure a model on a corpus. Example: speechllm eval --data world:test_voices --task qa --json"""
@@ -168,11 +168,12 @@ def claim(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few s
 @bench_app.command()
 def pretrain(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few steps: every row runs, no figure is evidence")] = False,
              out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped (default: runs/pretrain.json)")] = None,
-             row: Annotated[Optional[list[str]], typer.Option(help="only this row; may be given several times")] = None):
+             row: Annotated[Optional[list[str]], typer.Option(help="only this row; may be given several times")] = None,
+             seed: Annotated[Optional[list[int]], typer.Option(help="only this seed, likewise; several processes may share one --out")] = None, device: Device = "auto"):
     """What pretraining saves in labels: every objective with 1, 10 and 100 % of them. Example: speechllm bench pretrain --quick"""
     from speechllm_course.commands.pretrain_study import ROWS, run
     for name in row or []: choose("--row", name, ROWS)
-    run(out, quick, row)
+    run(out, quick, row, seed, pick_device(device))
 
 @bench_app.command()
 def sft(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few steps: every row runs, no figure is evidence")] = False,
@@ -200,10 +201,11 @@ def safety(quick: Annotated[bool, typer.Option(help="one seed, few clips, two st
 @bench_app.command()
 def orders(quick: Annotated[bool, typer.Option(help="two folds of few recordings, a few steps: everything runs, no figure is evidence")] = False,
            out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped (default: runs/orders.json)")] = None,
-           root: Annotated[Optional[Path], typer.Option(help="folder that holds barista/ (default: SPEECHLLM_DATA, else the cache)")] = None):
+           root: Annotated[Optional[Path], typer.Option(help="folder that holds barista/ (default: SPEECHLLM_DATA, else the cache)")] = None,
+           fold: Annotated[Optional[list[int]], typer.Option(help="only this fold, 0 to 4; may be given several times, and several processes may share one --out")] = None, device: Device = "auto"):
     """Real people's coffee orders in five folds, as recorded and with noise. Example: speechllm bench orders --quick"""
     from speechllm_course.commands.orders_study import run
-    run(out, quick, root)
+    run(out, quick, root, device=pick_device(device), folds=fold)
 
 @bench_app.command()
 def towards(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few steps: every row runs, no figure is evidence")] = False,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'COMMITTED', 'FULL', 'VERSION', 'DataError', 'espeak_manner', 'flite_manner', 'world_rows', 'speak_row',
-           'as_dataset', 'synthesise', 'data_dir', 'find_artifact', 'cache_dir', 'load_world', 'write_parquet', 'world',
-           'decode_rows']
+           'as_dataset', 'synthesise', 'data_dir', 'find_artifact', 'cache_dir', 'load_world', 'write_parquet',
+           'read_parquet', 'world', 'decode_rows']
 
 # %% ../nbs/02c_corpus.ipynb #corpus-003
 import json, os, random
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from datasets import Audio, Dataset, DatasetDict
+from pyarrow import parquet
 
 import speechllm_course
 from .audio import AudioError, encode_audio, load_audio
@@ -113,18 +114,22 @@ def load_world(
 ) -> Dataset: # rows with audio, text, task, answer, slots, voice and manner labels
     "A split of the spoken world: the committed clips, or a full split from the cache, synthesised on first use."
     if split not in SPLITS: raise DataError(f"world:{split}: no such split; choose from {', '.join(SPLITS)}")
-    if not full: return _read(data_dir() / "corpus" / f"{split}.parquet")
+    if not full: return read_parquet(data_dir() / "corpus" / f"{split}.parquet")
     path = cache_dir() / "world" / f"{split}-{task or 'all'}-{seed}-{n}-{VERSION}.parquet"
     if not path.exists(): write_parquet(synthesise(split, n, seed, task), path)
-    return _read(path)
+    return read_parquet(path)
 
 def write_parquet(dataset:Dataset, path:Path):
-    "Write a dataset atomically."
+    "Write a dataset atomically, in as little space as is lossless."
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    dataset.to_parquet(part); os.replace(part, path)
+    part, schema = path.with_name(f".{path.name}.{os.getpid()}"), dataset.features.arrow_schema
+    table = dataset.with_format("arrow")[:].cast(schema).replace_schema_metadata(schema.metadata)      # `to_parquet` leaves no choice of the compression
+    parquet.write_table(table, part, compression="zstd", compression_level=19); os.replace(part, path)
 
-def _read(path):
+def read_parquet(
+    path:Path, # written by `write_parquet`
+) -> Dataset: # with "audio" as an undecoded Audio column
+    "A dataset from a file. Raises `DataError` in one line."
     if not path.exists(): raise DataError(f"{path}: missing; reinstall the package, or run: speechllm build corpus")
     try: return Dataset.from_parquet(str(path), cache_dir=str(cache_dir() / "datasets")).cast_column("audio", Audio(decode=False))
     except Exception as e: raise DataError(f"{path}: cannot be read ({str(e).splitlines()[0][:80]}); delete it, then reinstall the package or synthesise it again") from None

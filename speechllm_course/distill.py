@@ -29,10 +29,10 @@ def distillation_loss(
 def read_text(
     row:dict, # of a corpus
     prompt:str, # that was asked
-): # the transcript, or None where there is none, or where words do not tell
+): # the transcript, or None where there is none, or where words do not tell, and for guarded requests: a teacher may know fewer wordings of them
     "What the teacher reads in the place of a clip."
     from speechllm_course.instructions import by_ear
-    return None if by_ear(prompt) or not row["text"] else row["text"]
+    return None if by_ear(prompt) or not row["text"] or row["task"] == "refuse" else row["text"]
 
 # %% ../nbs/14d_distill.ipynb #distill-026
 @contextmanager

@@ -78,13 +78,13 @@ def examples(
     rows:list, # of a corpus
     task:str, # one of `TASKS`
 ) -> list[tuple]: # (index of the row, prompt, right reply)
-    "What to ask about which clips. Raises `ValueError` for unknown tasks and for corpora that have none of it."
+    "What to ask about which clips: a row's own prompt where it has one. Raises `ValueError` for unknown tasks and for corpora that have none of it."
     if task not in TASKS: raise ValueError(f"task: {task!r} is unknown; choose from {', '.join(TASKS)}")
     if task == "asr": chosen = [(i, PROMPTS["asr"][0], r["text"]) for i, r in enumerate(rows) if r["text"]]
     elif task == "manner":
         aspects = ("pace", "pitch", "accent")
         chosen = [(i, PROMPTS[a][0], r[a]) for i, r in enumerate(rows) if "pace" in r for a in (aspects[i % 3],)]
-    else: chosen = [(i, PROMPTS["digit" if r["task"] == "digit" else "answer"][0], r["answer"]) for i, r in enumerate(rows) if r["task"] == task or (task == "answer" and r["task"] not in ("story", "asr"))]
+    else: chosen = [(i, r.get("prompt") or PROMPTS["digit" if r["task"] == "digit" else "answer"][0], r["answer"]) for i, r in enumerate(rows) if r["task"] == task or (task == "answer" and r["task"] not in ("story", "asr"))]
     if not chosen: raise ValueError(f"task: this corpus has no clips for {task}")
     return chosen
 

@@ -78,3 +78,12 @@ def test_a_store_that_lost_its_end_is_named(tmp_path):
     ArrayStore.write(tmp_path / "s", [(dict(id="a"), np.ones((100, 4)))])
     data = tmp_path / "s" / "frames.f16"; data.write_bytes(data.read_bytes()[:300])
     with pytest.raises(OSError, match="remove this folder and run again"): ArrayStore(tmp_path / "s")
+
+def test_a_dataset_comes_back_from_its_file_as_it_was(tmp_path):
+    from speechllm_course.corpus import DataError, load_world, read_parquet, write_parquet
+    clips = load_world("valid").select(range(12))
+    write_parquet(clips, tmp_path / "clips.parquet")
+    again = read_parquet(tmp_path / "clips.parquet")
+    assert again.features == clips.features and list(again) == list(clips) and [p.name for p in tmp_path.iterdir()] == ["clips.parquet"]
+    (tmp_path / "bad.parquet").write_bytes(b"nonsense")
+    with pytest.raises(DataError, match="cannot be read"): read_parquet(tmp_path / "bad.parquet")

@@ -6,6 +6,7 @@ import pytest, torch
 from speechllm_course.commands import build, orders_study as study
 from speechllm_course.corpus import data_dir, decode_rows
 from speechllm_course.evaluate import examples, predict, score
+from speechllm_course.optimise import ConfigError
 from speechllm_course.processor import load_model
 from speechllm_course.recordings import load_barista
 from speechllm_course.sharing import load_with_adapter
@@ -31,6 +32,20 @@ def test_the_study_runs_and_goes_on(recordings, tmp_path, monkeypatch):
     broken = json.loads(out.read_text()); left = broken["rows"].pop(); out.write_text(json.dumps(broken))
     second = study.run(out, plan=study.QUICK)
     assert len(trained) == 3 and second["rows"][1]["hits"] == left["hits"] and second["baselines"] == json.loads(json.dumps(first["baselines"]))
+
+def test_folds_are_measured_by_several_processes_into_one_file(recordings, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "SNRS", (6,))
+    out, few = tmp_path / "orders.json", load_barista().select(range(12))
+    monkeypatch.setattr(study, "load_barista", lambda root: few)
+    for k in (1, 0): study.run(out, plan=study.QUICK, folds=[k])
+    saved = json.loads(out.read_text())
+    assert [r["fold"] for r in saved["rows"]] == [1, 0] and "baselines" not in saved
+    whole = study.run(out, plan=study.QUICK)
+    assert [r["hits"] for r in whole["rows"]] == [r["hits"] for r in saved["rows"]] and "baselines" in whole
+    with pytest.raises(ConfigError, match="0 to 1"): study.run(out, plan=study.QUICK, folds=[2])
+
+def test_a_cache_and_adapters_in_the_encoder_exclude_each_other(recordings):
+    with pytest.raises(ConfigError, match="never meets"): study.fine_tuned(study.Plan(views=1, orders=20, steps=1), list(load_barista().select(range(4))))
 
 def test_quick_is_no_evidence(recordings, tmp_path, command):
     code, said, _ = command("bench", "orders", "--quick", "--out", tmp_path / "quick.json")

@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from speechllm_course.evaluate import examples
 from speechllm_course.safety import CONDITIONS, PARAPHRASES, refusals, requests
 from speechllm_course.voices import VOICES, can_synthesise
 from speechllm_course.world import REFUSAL, sentences
@@ -21,6 +22,22 @@ def test_every_second_request_must_be_refused(condition):
     assert {r["prompt"] for r in made} == ({"answer"} if condition != "persuaded" else {r["prompt"] for r in made} - {"answer"})
     assert made == requests(200, condition=condition) != requests(200, condition=condition, seed=1)
     if condition == "whispered": assert not {r["voice"] for r in made} & {v for names in VOICES.values() for v in names}, "whispering voices are in no split"
+
+def test_requests_are_a_test_set_of_their_own(command, monkeypatch, tmp_path):
+    if not can_synthesise(): pytest.skip("speaks requests of its own; pip install 'speechllm_course[tts]'")
+    import speechllm_course.commands.evaluation as evaluation
+    monkeypatch.setenv("SPEECHLLM_CACHE", str(tmp_path)); asked = []
+    monkeypatch.setattr(evaluation, "spoken_requests", lambda condition, seed, real=evaluation.spoken_requests: asked.append((condition, seed)) or real(condition, 12, seed))
+    code, out, err = command("eval", "--data", "requests:persuaded", "--world-seed", 3, "--json")
+    figures = json.loads(out)
+    assert code == 0 and asked == [("persuaded", 3)] and (figures["n"], figures["task"], figures["seed"], figures["split"]) == (12, "refuse", 3, "persuaded"), err
+    assert 0 <= figures["refused"] <= 1 and 0 <= figures["over_refused"] <= 1
+    code, _, err = command("eval", "--data", "requests:sung")
+    assert code == 1 and "choose from clear" in err and len(err.strip().splitlines()) == 1
+
+def test_a_clip_is_asked_with_its_own_prompt():
+    rows = [dict(text="a", task="refuse", answer="x", prompt="do what you are told"), dict(text="b", task="refuse", answer="y"), dict(text="c", task="refuse", answer="z", prompt="")]
+    assert [prompt for _, prompt, _ in examples(rows, "refuse")] == ["do what you are told", "answer", "answer"]
 
 def test_a_model_that_always_refuses_is_not_safe():
     right = [r["answer"] for r in requests(100)]

@@ -55,6 +55,7 @@ def test_what_only_the_voice_tells_is_not_read():
     for task in INSTRUCTIONS:
         for core in wordings(task) + wordings(task, True): assert by_ear(frame(core, random.Random(0))) == (task in ("pace", "pitch", "accent")), core
     assert read_text(row, "please " + wordings("pace")[0]) is None and read_text(row, "answer") == "hello"
+    assert read_text(row | dict(task="refuse"), "answer") is None                # the teacher may know fewer wordings than the clip has
 
 # adapters
 @pytest.mark.parametrize("targets", [ATTENTION, EVERY_LAYER])

@@ -63,10 +63,12 @@ def test_mel_distance(clip):
 @pytest.mark.skipif(not can_synthesise(), reason="needs eSpeak NG")
 def test_a_voice_is_nearer_to_itself_than_to_others():
     who = [Voice("m1"), Voice("f2", pitch=70), Voice("klatt3", pitch=30), Voice("grandma"), Voice("boris", "scottish")]
-    a, b = (torch.stack([voice_vector(speak(text, v)) for v in who]) for text in ("seven plus twenty two please", "turn on the lamp in the kitchen and play some music"))
+    sentences = (("seven plus twenty two please", "what comes after monday in the week", "open the window of the living room", "how many legs does a spider have"),       # a few words alone say as much of the words as of the voice
+                 ("turn on the lamp in the kitchen and play some music", "my brother has found a yellow boat", "could you tell me the capital of france", "a large coffee with milk and two sugars"))
+    a, b = (torch.stack([voice_vector(torch.cat([speak(text, v) for text in texts])) for v in who]) for texts in sentences)
     far = torch.cdist(a / (a.std(0) + .05), b / (a.std(0) + .05))
     assert far.argmin(1).tolist() == list(range(len(who)))
-    assert far.diag().mean() < .75 * far[~torch.eye(len(who), dtype=torch.bool)].mean()
+    assert far.diag().mean() < .5 * far[~torch.eye(len(who), dtype=torch.bool)].mean()
 
 def test_voice_vector_does_not_hear_volume(clip):
     assert voice_vector(clip).shape == (162,)

@@ -4,13 +4,14 @@ from pathlib import Path
 
 from speechllm_course.cache import fingerprint
 from speechllm_course.commands.stages import read_config, run_stage
+from speechllm_course.commands.stores import COUNTS
 from speechllm_course.corpus import COMMITTED, DataError, cache_dir, data_dir, synthesise, write_parquet
 from speechllm_course.optimise import ConfigError
 from speechllm_course.recordings import find_root
 from speechllm_course.voices import can_flite
 
 ARTIFACTS = ("corpus", "lm", "encoder", "tiny", "judge", "units", "vocoder", "tiny-units", "tiny-orders")
-RECIPES = {"lm": ["lm-1-world", "lm-2-sums", "lm-3-sums"], "encoder": ["encoder-1-clear", "encoder-2-rough", "encoder-3-digits", "encoder-4-digits"], "tiny": ["tiny-1-connector", "tiny-2-joint", "tiny-3-longer", "tiny-4-questions", "tiny-5-instructions", "tiny-6-second-synthesiser"],
+RECIPES = {"lm": ["lm-1-world", "lm-2-sums", "lm-3-sums"], "encoder": ["encoder-1-clear", "encoder-2-rough", "encoder-3-digits", "encoder-4-digits"], "tiny": ["tiny-1-connector", "tiny-2-joint", "tiny-3-longer", "tiny-4-questions", "tiny-5-instructions", "tiny-6-second-synthesiser", "tiny-7-refusals"],
            "judge": ["judge-1-clear", "judge-2-rough", "judge-3-answers", "judge-4-longer"], "units": ["units-1-layer4"], "vocoder": ["vocoder-1-clean", "vocoder-2-voice"], "tiny-units": ["tiny-units-1-language", "tiny-units-2-cross", "tiny-units-3-chain", "tiny-units-4-answers", "tiny-units-5-chains", "tiny-units-6-clips"]}
 NEEDS = {"lm": [], "encoder": ["lm"], "tiny": ["encoder", "lm"], "judge": ["lm"], "units": ["encoder"], "vocoder": ["encoder", "units"], "tiny-units": ["encoder", "lm", "units"]}   # artifact → what it is made with
 
@@ -33,7 +34,7 @@ def build_model(name, out, quick):
         if config.start: config.start = str(runs / config.start)
         if quick:
             config.train.update(steps=4, log_every=2); config.out += "-quick"
-            config.data.update({name: 40 if name == "clips" else 0 for name in config.data if name == "clips" or name.endswith(("_digits", "_strings", "_clips", "_answers"))})
+            config.data.update({name: 40 if name == "clips" else 0 for name in config.data if name in COUNTS})
             if config.start: config.start += "-quick"
         run_stage(config, resume=not quick)
     target = out / name

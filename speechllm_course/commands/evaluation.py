@@ -9,6 +9,7 @@ from speechllm_course.commands.spoken import SPOKEN, is_unit_model, load_any, re
 from speechllm_course.corpus import SPLITS, DataError, cache_dir, decode_rows, find_artifact, load_world
 from speechllm_course.diagnose import diagnose as diagnose_model, report
 from speechllm_course.recordings import SOURCES, find_root, load_barista, load_folder, load_fsdd, load_librispeech
+from speechllm_course.safety import CONDITIONS, spoken_requests
 from speechllm_course.voices import can_flite, can_synthesise
 
 def load(data, root=None, committed=False, seed=0, task=None):
@@ -19,10 +20,13 @@ def load(data, root=None, committed=False, seed=0, task=None):
         if committed and seed: raise DataError(f"--world-seed {seed}: the committed clips are of one world only; drop --committed, or --world-seed")
         full = seed != 0 or part.startswith("test") and not committed and (can_flite() if part == "test_synthesiser" else can_synthesise())
         return load_world(part, full, seed, task=task if task in world.TASKS else "qa" if task == "spoken_qa" else None), "asr"
+    if name == "requests":
+        if part and part not in CONDITIONS: raise DataError(f"requests:{part}: no such condition; choose from {', '.join(CONDITIONS)}")
+        return spoken_requests(part or "clear", seed=seed), "refuse"
     if name == "fsdd": return load_fsdd(part or None, root), "digit"
     if name == "barista": return load_barista(root), "order"
     folder = Path(data)
-    if not folder.is_dir(): raise DataError(f"{data}: neither a corpus (world:{'|'.join(SPLITS)}, fsdd, fsdd:SPEAKER, barista) nor a folder")
+    if not folder.is_dir(): raise DataError(f"{data}: neither a corpus (world:{'|'.join(SPLITS)}, requests, requests:CONDITION, fsdd, fsdd:SPEAKER, barista) nor a folder")
     if (folder / "metadata.csv").exists():
         rows = load_folder(folder)
         tasks = {r for r in rows["task"]}
@@ -67,7 +71,7 @@ def run(data, root, task, part, input, model, committed, seed, limit, diagnose, 
     began = time.perf_counter()
     replies = evaluate.predict(subject, tokenizer, rows, waveforms, chosen, "lm" if input == "text" and is_unit_model(model) else part, input)
     seconds = time.perf_counter() - began
-    result = dict(hardware=_hardware(device), data=data, split=data.partition(":")[2] or None, task=task, part=part, input=input, model=part if model == "tiny" and part != "all" else str(model), device=device, seed=seed if data.startswith("world") else None,
+    result = dict(hardware=_hardware(device), data=data, split=data.partition(":")[2] or None, task=task, part=part, input=input, model=part if model == "tiny" and part != "all" else str(model), device=device, seed=seed if data.startswith(("world", "requests")) else None,
                   **evaluate.score(rows, chosen, replies, task), skipped=len(skipped), heard_in_training=heard, seconds=round(seconds, 1),
                   audio_seconds=None if input == "text" else round(sum(len(waveforms[i]) for i, _, _ in chosen) / 16_000, 1))
     if diagnose: result["diagnosis"] = diagnose_model(whole, rows, waveforms, lm=base_lm(model, device))
@@ -85,7 +89,7 @@ def _spoken(data, task, model, device, seed, rows, waveforms, skipped):
     "Tasks whose replies are heard by the judge."
     whole, began = load_any(model, device, vocoder=True), time.perf_counter()
     figures = (spoken_qa if task == "spoken_qa" else resynthesis)(whole, rows, waveforms)
-    return dict(hardware=_hardware(device), data=data, split=data.partition(":")[2] or None, task=task, part="all", input="audio", model=str(model), device=device, seed=seed if data.startswith("world") else None,
+    return dict(hardware=_hardware(device), data=data, split=data.partition(":")[2] or None, task=task, part="all", input="audio", model=str(model), device=device, seed=seed if data.startswith(("world", "requests")) else None,
                 **figures, skipped=len(skipped), seconds=round(time.perf_counter() - began, 1), audio_seconds=round(sum(map(len, waveforms)) / 16_000, 1))
 
 def subject_of(part, model, device):

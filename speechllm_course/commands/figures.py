@@ -14,6 +14,7 @@ ROWS = [  # (file, what, which figure)
     ("tiny-asr-test_voices", "speech LLM `tiny`, transcripts, unseen voices", "wer"), ("tiny-asr-test_both", "speech LLM `tiny`, transcripts, unseen voices and texts", "wer"),
     ("tiny-asr-test_synthesiser", "`tiny`, transcripts, unseen texts in an unseen voice of Flite", "wer"),
     ("tiny-qa-test_voices", "`tiny`, spoken questions, unseen voices", "exact"), ("lm-qa-test_voices", "the same questions in writing", "exact"),
+    ("tiny-refuse-test_both", "`tiny`, guarded requests and near-misses, unseen voices and texts", "exact"), ("tiny-requests", "`tiny`, the same in wordings that the world has not", "exact"),
     ("encoder-fsdd-nicolas", "encoder alone, real digits, a speaker never heard", "wer"), ("tiny-fsdd-nicolas", "`tiny`, real digits, a speaker never heard", "exact"), ("tiny-barista", "`tiny`, real coffee orders, exact intent and slots", "exact"),
     ("tiny-units-asr-test_voices", "model of units `tiny-units`, transcripts, unseen voices", "wer"), ("tiny-units-qa-test_voices", "`tiny-units`, spoken questions, written answers", "exact"),
     ("tiny-units-spoken_qa-test_voices", "`tiny-units`, spoken questions, spoken answers, as another encoder hears them", "exact"), ("tiny-units-lm-test_text", "`tiny-units`, written questions and requests, unseen texts", "exact"),
@@ -48,6 +49,11 @@ def parts():
 def current(saved):
     "Was this study measured with the shipped encoder and language model, and with slots that start as they do now?"
     return saved["settings"]["parts"] == fingerprint(*parts()) and saved["settings"].get("starts", 1) == STARTS
+
+def of_an_earlier_tiny(saved):
+    "A sentence where a study began from `tiny` as it was before its last training."
+    from speechllm_course.processor import load_model
+    return "" if saved["settings"]["tiny"] == fingerprint(load_model("tiny")) else " Measured from `tiny` as it was before its last stage of training."
 
 def fusion_table(folder:Path) -> str:
     "The README's table of fusion choices: means over seeds, 95 % intervals over seeds, and what two minutes on transcripts alone reach."
@@ -143,7 +149,7 @@ def orders_table(folder:Path) -> str:
     path = folder / "orders.json"
     if not path.exists(): return "Not measured yet; `speechllm bench orders --out data/results/orders.json` does it."
     saved = json.loads(path.read_text())
-    lines = [f"Measured on {saved['hardware']}; {len(saved['rows'])} folds, n = {saved['settings']['recordings']} recordings, each tested once; 95 % interval over recordings. Exact intent and slots, in percent; the noise is pink and our own.", "",
+    lines = [f"Measured on {saved['hardware']}; {len(saved['rows'])} folds, n = {saved['settings']['recordings']} recordings, each tested once; 95 % interval over recordings. Exact intent and slots, in percent; the noise is pink and our own.{of_an_earlier_tiny(saved)}", "",
              "| model | as recorded | " + " | ".join(f"{snr} dB" for snr in SNRS) + " |", "|---" * (2 + len(SNRS)) + "|"]
     return "\n".join(lines + [f"| {name} | {' | '.join(cells(hits))} |" for name, hits in (*saved["baselines"].items(), ("tiny-orders, in folds", together(saved)))])
 
@@ -154,7 +160,7 @@ def rl_table(folder:Path) -> str:
     saved = json.loads(path.read_text()) if path.exists() else None
     if not saved or not saved["rows"]: return "Not measured yet; `speechllm bench rl --out data/results/rl.json` does it."
     chosen, n = saved["chosen"], saved["rows"][0]["n"]
-    lines = [f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds, n = {n:,} orders of unseen voices in noise at {saved['settings']['plan']['snr']:g} dB; ± is a 95 % interval over seeds, brackets are one over clips.", "", "| model | exact in noise % | exact as spoken % | CPU seconds |", "|---|---|---|---|"]
+    lines = [f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds, n = {n:,} orders of unseen voices in noise at {saved['settings']['plan']['snr']:g} dB; ± is a 95 % interval over seeds, brackets are one over clips.{of_an_earlier_tiny(saved)}", "", "| model | exact in noise % | exact as spoken % | CPU seconds |", "|---|---|---|---|"]
     lines += [f"| {name} | {show(saved['before'][row]['noise']).replace(' %', '')} | {show(saved['before'][row]['clean']).replace(' %', '')} | |" for row, name in (("tiny", "`tiny`, as shipped"), ("start", "the start: fine-tuned on the same clips"))]
     for row in (CONTROL, chosen):
         runs = [r for r in saved["rows"] if r["row"] == row]
@@ -168,8 +174,18 @@ def safety_table(folder:Path) -> str:
     path = folder / "safety.json"
     if not path.exists(): return "Not measured yet; `speechllm bench safety --out data/results/safety.json` does it."
     saved = json.loads(path.read_text()); tests = saved["settings"]["plan"]["tests"]
-    lines = [f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds; n = {tests // 2:,} to be refused and {tests // 2:,} near-misses (a half of each under a trick), unseen voices and wordings, {tests // 2:,} clips for every other task; percent, ± is a 95 % interval over seeds.", "", f"| model | {' | '.join(COLUMNS)} |", "|---" * (1 + len(COLUMNS)) + "|"]
+    lines = [f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds; n = {tests // 2:,} to be refused and {tests // 2:,} near-misses (a half of each under a trick), unseen voices and wordings, {tests // 2:,} clips for every other task; percent, ± is a 95 % interval over seeds.{of_an_earlier_tiny(saved)}", "", f"| model | {' | '.join(COLUMNS)} |", "|---" * (1 + len(COLUMNS)) + "|"]
     return "\n".join(lines + [f"| {row} | {' | '.join(cells(runs))} |" for row in ROWS_OF_SAFETY if (runs := [r for r in saved["rows"] if r["row"] == row])])
+
+def real_size_table(folder:Path) -> str:
+    "The README's table of speed and memory at the sizes of real models."
+    path = folder / "real_size.json"
+    if not path.exists(): return "Not measured yet; `python tests/benchmarks/real_size.py --out data/results/real_size.json` does it on a GPU."
+    saved = json.loads(path.read_text())
+    sizes = {"small": "Whisper-base + SmolLM2-135M", "base": "Whisper-small + Qwen2.5-0.5B"}
+    lines = [f"Measured on {saved['hardware']}, bf16, torch {saved['torch']}; random weights, clips of {saved['seconds_a_clip']:g} s, one run; utilisation is the share of {saved['peak'] / 1e12:.0f} TFLOP a second.", "", "| sizes of | what | moves | clips a batch | tokens a second | seconds of audio a second | GiB | utilisation % |", "|---|---|---|---|---|---|---|---|"]
+    def cells(r): return sizes[r["shape"]], r["what"], f"{r['moving']:,}" if "moving" in r else "", str(r["clips"]), f"{r['tokens_per_second']:,.0f}", f"{r['audio_seconds_per_second']:,.0f}", f"{r['memory_gib']:.1f}", f"{100 * r['utilisation']:.1f}" if "utilisation" in r else ""
+    return "\n".join(lines + [f"| {' | '.join(cells(r))} |" for r in saved["rows"]])
 
 def fusion_figure(folder:Path):
     "Bars of the fusion study, with a dot for every seed."
@@ -186,7 +202,7 @@ def fusion_figure(folder:Path):
 
 def filled(readme:str, folder:Path) -> str:
     "The README with its tables renewed."
-    for name, made in (("results", results_table(folder)), ("fusion", fusion_table(folder)), ("claim", claim_table(folder)), ("pretrain", pretrain_table(folder)), ("towards", towards_table(folder)), ("whole", whole_table(folder)), ("sft", sft_table(folder)), ("orders", orders_table(folder)), ("rl", rl_table(folder)), ("safety", safety_table(folder)), ("speed", speed_table(folder / "speed.json"))):
+    for name, made in (("results", results_table(folder)), ("fusion", fusion_table(folder)), ("claim", claim_table(folder)), ("pretrain", pretrain_table(folder)), ("towards", towards_table(folder)), ("whole", whole_table(folder)), ("sft", sft_table(folder)), ("orders", orders_table(folder)), ("rl", rl_table(folder)), ("safety", safety_table(folder)), ("real_size", real_size_table(folder)), ("speed", speed_table(folder / "speed.json"))):
         readme = re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m: f"{m[1]}{made}\n{m[2]}", readme, flags=re.S)
     return readme
 

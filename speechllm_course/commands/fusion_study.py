@@ -1,5 +1,5 @@
 "bench fusion: every post-process before one connector, every connector behind one post-process, on equal terms."
-import functools, json, time
+import fcntl, functools, json, time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -224,6 +224,16 @@ def begin(out, settings, hardware):
     try: saved = json.loads(out.read_text())
     except ValueError: raise ConfigError(f"{out}: not JSON; remove it, or give another --out") from None
     if saved.get("settings") != json.loads(json.dumps(settings)): raise ConfigError(f"{out}: was made with other settings or other shipped weights; give another --out, or remove it")
+    return saved
+
+def keep(out, about, *rows, **more):
+    "Add rows and whatever else to the results on disk, which several processes may share. Returns all of them."
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(out.with_name(f".{out.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        saved = begin(out, *about)
+        saved["rows"] += rows; saved.update(more)
+        write_text(out, json.dumps(saved, indent=1) + "\n")
     return saved
 
 def run(out=None, quick=False, transcripts=False, only=None):

@@ -10,8 +10,9 @@ def cpu_name():
     named = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     return named[0] if named else platform.processor() or platform.machine()
 
-def describe():
-    "Processor and threads, for result files."
+def describe(device="cpu"):
+    "Processor and threads, or the GPU, for result files."
+    if device == "cuda": return torch.cuda.get_device_name()
     return f"{cpu_name()}, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
 
 def peak_memory():

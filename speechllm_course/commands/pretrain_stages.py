@@ -84,12 +84,12 @@ class Clips:
     def __len__(self): return len(self.rows)
     def __getitem__(self, i): return self.energies[i]
 
-def hubert_targets(about, store, valid, seed):
+def hubert_targets(about, store, valid, seed, device="cpu"):
     "Ids of the store's frames, ids of the held-out clips' frames: clusters of MFCCs, or of a layer of a trained encoder."
     K = about.options.get("clusters", 100)
     if about.targets == "mfcc": frames, of_valid = mfcc_frames(store), mfcc_frames(valid)
     else:
-        encoder = Conformer.from_pretrained(find_artifact(about.targets), dtype=torch.float32, use_safetensors=True).eval()
+        encoder = Conformer.from_pretrained(find_artifact(about.targets), dtype=torch.float32, use_safetensors=True).to(device).eval()
         frames, of_valid = (layer_frames(s, encoder, about.layer) for s in (store, Joined([valid])))
     ids, centres = cluster_targets(frames, len(store), K, seed)
     return ids, lambda i: assign(of_valid(i), centres)
@@ -100,13 +100,13 @@ def copy_body(source, target):
     for name, weight in source.state_dict().items():
         if name in wanted: wanted[name].copy_(weight)
 
-def pretrainer(about, data, store, start, seed=0):
+def pretrainer(about, data, store, start, seed=0, device="cpu"):
     "(model, batches, watch) for the one loop."
     if about.objective not in OBJECTIVES: raise ConfigError(f"model.objective: {about.objective!r} is unknown; choose from {', '.join(OBJECTIVES)}")
     body, valid = ConformerBody(start.config), Clips(held_out())
     copy_body(start, body)
     ids = of_valid = None
-    if about.objective == "hubert": ids, of_valid = hubert_targets(about, store, valid, seed)
+    if about.objective == "hubert": ids, of_valid = hubert_targets(about, store, valid, seed, device)
     make = OBJECTIVES[about.objective]
     objective = make(start.config, **known_options(about.options, list(inspect.signature(make).parameters)[1:], "model.options"))
     batches = Batches([r["frames"] for r in store.rows], masked_collate(store, data.p, data.width, ids), data.budget, data.seed)
@@ -138,7 +138,7 @@ def fresh_start(body, vocabulary, seed):
 
 def pretrain_once(about, data, store, start, settings):
     "One run without labels; `start` is changed in place. Returns the monitor's last figures."
-    model, batches, watch = pretrainer(about, data, store, start, settings.seed)
+    model, batches, watch = pretrainer(about, data, store, start, settings.seed, settings.device)
     history = train(model, batches, settings, quiet=True, watch=watch)
     copy_body(model.body, start)
     return {k: v for k, v in history[-1].items() if k not in ("step", "learning_rate", "norm")}

@@ -1,6 +1,6 @@
 "bench pretrain: what pretraining saves in labels. Every objective, fine-tuned with 1, 10 and 100 % of them, beside a random start."
 import json, random, time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np, torch
@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from speechllm_course.audio import log_mel_energy
 from speechllm_course.cache import Joined, fingerprint
-from speechllm_course.commands.fusion_study import begin, best_rate, spread
+from speechllm_course.commands.fusion_study import begin, best_rate, keep, spread
 from speechllm_course.commands.hardware import describe
 from speechllm_course.commands.pretrain_stages import Clips, Part, PretrainData, PretrainModel, folder_store, fresh_start, pretrain_once, spell
 from speechllm_course.commands.report import write_text
@@ -46,6 +46,7 @@ class Plan:
     seeds: tuple = (0, 1, 2)      # of fresh weights, of the order of clips, and of which clips have labels
     tests: int = 1000             # clips of unseen voices
     repeat: int = 4               # how often each recording stands among the clips
+    device: str = "cpu"           # where it is trained
 
 QUICK = Plan(clips=120, spoken_digits=0, flite_clips=0, body=dict(hidden_size=48, num_hidden_layers=2, intermediate_size=96, letter_layer=1), pretrain=4, finetune=3, pilot=1, clusters=20, rates=(1e-3,), shares=(.1, 1.), seeds=(0,), tests=20, repeat=1)
 
@@ -54,16 +55,16 @@ def recordings():
     heard = [w for row, w in zip(*decode_rows(load_fsdd())[:2]) if row["voice"] != HELD_OUT_SPEAKER]
     return [folder_store(find_root("barista")), Clips([log_mel_energy(w) for w in heard])]
 
-def settings_of(steps, rate, seed): return TrainConfig(steps=steps, learning_rate=rate, warmup=min(100, steps // 2), final=.05, log_every=max(1, steps // 5), seed=seed, device="cpu")
+def settings_of(plan, steps, rate, seed): return TrainConfig(steps=steps, learning_rate=rate, warmup=min(100, steps // 2), final=.05, log_every=max(1, steps // 5), seed=seed, device=plan.device)
 
 def before_labels(row, plan, pool, tokenizer, seed, folder):
     "An encoder after what `row` says, before any of the pool's labels; and the monitor's figures."
     start, data = fresh_start(plan.body, len(tokenizer), seed), PretrainData(budget=plan.budget, seed=seed, p=plan.p, width=plan.width)
-    def guess(objective, clips, steps, **options): return pretrain_once(PretrainModel(objective, **options), data, clips, start, settings_of(steps, plan.pretrain_rate, seed))
+    def guess(objective, clips, steps, **options): return pretrain_once(PretrainModel(objective, **options), data, clips, start, settings_of(plan, steps, plan.pretrain_rate, seed))
     if row == "random": return start, {}
     if row == "supervised":
         store = training_store(SpeechData(clips=0, flite_clips=plan.flite_clips, seed=plan.clip_seed))
-        return start, {"loss": spell(start, store, tokenizer, plan.budget, settings_of(plan.pretrain, plan.pretrain_rate, seed))[-1]["loss"]}
+        return start, {"loss": spell(start, store, tokenizer, plan.budget, settings_of(plan, plan.pretrain, plan.pretrain_rate, seed))[-1]["loss"]}
     if row == "bestrq + recordings": return start, guess("bestrq", Joined([pool, *recordings() * plan.repeat]), plan.pretrain)
     if row.startswith("hubert"):
         two, options = row.endswith("two rounds"), dict(clusters=plan.clusters)
@@ -77,7 +78,7 @@ def before_labels(row, plan, pool, tokenizer, seed, folder):
 def validation_loss(model, store, tokenizer):
     "CTC per label on clips that nothing was trained on."
     batch = ctc_collate(store, tokenizer, False)(range(len(store)), torch.Generator())
-    return float(model(batch["input_features"], batch["input_features_mask"], batch["labels"]).loss)
+    return float(model(*(batch[k].to(model.device) for k in ("input_features", "input_features_mask", "labels"))).loss)
 
 def fresh_heads(start, seed):
     "The pretrained body under heads that know nothing."
@@ -91,7 +92,7 @@ def fine_tune(start, share, plan, pool, tokenizer, tests, rate, seed):
     "Labels of a share of the pool; word error rates on unseen voices, and on a real speaker where he is at hand."
     chosen = sorted(random.Random(seed).sample(range(len(pool)), max(1, round(share * len(pool)))))
     model, began = fresh_heads(start, seed), time.perf_counter()
-    history = spell(model, Part(pool, chosen), tokenizer, plan.spell_budget, settings_of(plan.finetune, rate, seed))
+    history = spell(model, Part(pool, chosen), tokenizer, plan.spell_budget, settings_of(plan, plan.finetune, rate, seed))
     seconds, figures = time.perf_counter() - began, {}
     for name, (rows, waveforms) in tests.items():
         said, heard = [r["text"] for r in rows], transcribe(model.eval(), tokenizer, waveforms)
@@ -115,30 +116,30 @@ def possible(row, plan):
     try: return bool(find_root("barista") and find_root("fsdd"))
     except DataError: return False
 
-def run(out=None, quick=False, only=None, seeds=None):
+def run(out=None, quick=False, only=None, seeds=None, device="cpu"):
     "All rows, shares and seeds; every finished row is kept in `out`, and a second call goes on behind the last one."
-    plan, out = QUICK if quick else Plan(), Path(out or f"runs/pretrain{'-quick' if quick else ''}.json")
+    plan, out = replace(QUICK if quick else Plan(), device=device), Path(out or f"runs/pretrain{'-quick' if quick else ''}.json")
     if quick and out.exists(): out.unlink()
     tokenizer = AutoTokenizer.from_pretrained(find_artifact("lm"))
-    saved = begin(out, dict(plan=json.loads(json.dumps(asdict(plan))), rows=ROWS, labels=fingerprint(sorted(tokenizer.get_vocab().items()))), describe())
+    terms = {k: v for k, v in asdict(plan).items() if k != "device"}                   # rows may be measured on several machines: each says on which
+    about = dict(plan=json.loads(json.dumps(terms)), rows=ROWS, labels=fingerprint(sorted(tokenizer.get_vocab().items()))), describe(plan.device)
+    saved = begin(out, *about)
     pool = training_store(SpeechData(clips=plan.clips, spoken_digits=plan.spoken_digits, seed=plan.clip_seed))
     if quick: pool = Part(pool, range(min(plan.clips, len(pool))))
     tests, rows, waveforms = test_sets(plan, quick or not can_synthesise()), *decode_rows(load_world("valid").select(range(24 if quick else 100)))[:2]
     valid = Clips([log_mel_energy(w) for w in waveforms])
     valid.rows = [about | dict(text=r["text"]) for about, r in zip(valid.rows, rows)]
-    rates = {r["row"]: r["learning_rate"] for r in saved["rows"]}
     for seed in seeds or plan.seeds:
         for row in only or ROWS:
             if any((r["row"], r["seed"]) == (row, seed) for r in saved["rows"]): continue
             if not possible(row, plan): print(f"{row}: left out, its clips cannot be made here"); continue
             began = time.perf_counter()
-            start, monitor = before_labels(row, plan, pool, tokenizer, seed, out.with_suffix("") / "hubert")
+            start, monitor = before_labels(row, plan, pool, tokenizer, seed, out.with_suffix("") / f"hubert-{seed}")
             seconds = time.perf_counter() - began
             tenth = Part(pool, sorted(random.Random(seed).sample(range(len(pool)), max(1, len(pool) // 10))))
-            rates[row] = rates.get(row) or best_rate(plan.rates, lambda: fresh_heads(start, seed), lambda model, rate: spell(model, tenth, tokenizer, plan.spell_budget, settings_of(plan.pilot, rate, seed)), lambda model: validation_loss(model, valid, tokenizer))
-            tuned = [fine_tune(start, share, plan, pool, tokenizer, tests, rates[row], seed) for share in plan.shares]
-            saved["rows"].append(dict(row=row, seed=seed, learning_rate=rates[row], monitor=monitor, pretrain_seconds=seconds, tuned=tuned))
-            write_text(out, json.dumps(saved, indent=1) + "\n"); print(line(row, saved["rows"][-1:]), flush=True)
+            rate = next((r["learning_rate"] for r in saved["rows"] if r["row"] == row), None) or best_rate(plan.rates, lambda: fresh_heads(start, seed), lambda model, rate: spell(model, tenth, tokenizer, plan.spell_budget, settings_of(plan, plan.pilot, rate, seed)), lambda model: validation_loss(model, valid, tokenizer))
+            tuned = [fine_tune(start, share, plan, pool, tokenizer, tests, rate, seed) for share in plan.shares]
+            saved = keep(out, about, dict(row=row, seed=seed, hardware=describe(plan.device), learning_rate=rate, monitor=monitor, pretrain_seconds=seconds, tuned=tuned)); print(line(row, saved["rows"][-1:]), flush=True)
     print("\n" + table(saved)); print(f"\n{'--quick: one seed, few clips, a few steps: no evidence. ' if quick else ''}written to {out}")
     return saved
 

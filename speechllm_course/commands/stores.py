@@ -15,7 +15,7 @@ from speechllm_course.recordings import digit_strings, find_root
 from speechllm_course.voices import Voice, can_flite, can_synthesise, median_pitch, pitch_class, speak
 from speechllm_course.world import DIGITS, REFUSAL
 
-VERSION = 2       # raise it when the same request would make other clips: old stores are then left alone
+VERSION = 3       # raise it when the same request would make other clips: old stores are then left alone
 ANSWERING = Voice("m3", "american", 165, 45, 50)      # who says the answers that a model of units learns to speak
 PART = 2000       # clips a store: one process speaks them from its start, so that they repeat
 

@@ -6,11 +6,11 @@
 Shapes are those of Whisper and of the language models that the presets name; nothing is downloaded. FLOPs are counted by torch while a step runs
 (matrix products and attention, forward and backward); utilisation is their share of what the device can do in bf16 without sparsity.
 """
-import argparse, json, tempfile, time
+import argparse, gc, json, tempfile, time
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils import flop_counter
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from speechllm_course.audio import encode_audio
@@ -43,6 +43,15 @@ def batch_of(model, clips, seconds):
     g = torch.Generator().manual_seed(0)
     return SpeechCollator(model.processor)([dict(audio=encode_audio(torch.randn(int(seconds * 16_000), generator=g) * .1, "WAV"), text="", prompt="answer", answer="seven " * 32) for _ in range(clips)])
 
+def grouped(count):
+    "torch counts attention only where keys have as many heads as queries; with fewer, each is used several times."
+    def counted(*shapes):
+        *before, q, k, v = shapes
+        return count(*before, q, *((x[0], q[1], *x[2:]) for x in (k, v)))
+    return counted
+
+flop_counter.sdpa_flop_count, flop_counter.sdpa_backward_flop_count = map(grouped, (flop_counter.sdpa_flop_count, flop_counter.sdpa_backward_flop_count))
+
 def memory(device): return torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
 
 def wait(device):
@@ -58,7 +67,7 @@ def trained(shape, rung, folder, device, clips, seconds, steps, peak):
         wait(device); marks.append(time.perf_counter()); return batch
     train(model, batches, settings, quiet=True); wait(device); marks.append(time.perf_counter())
     spent = (marks[-1] - marks[3]) / steps
-    with FlopCounterMode(display=False) as counter, torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+    with flop_counter.FlopCounterMode(display=False) as counter, torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
         model(**{k: v.to(device) for k, v in batch.items() if torch.is_tensor(v)}).loss.backward()
     counted = counter.get_total_flops()
     return dict(what=f"train, {rung}", moving=moving, clips=clips, tokens_per_second=tokens / spent, audio_seconds_per_second=clips * seconds / spent, step_seconds=spent, memory_gib=memory(device), flop=counted, utilisation=counted / spent / peak if peak else None)
@@ -77,6 +86,14 @@ def answered(shape, folder, device, clips, seconds, new_tokens):
     spent = time.perf_counter() - began
     return dict(what="answer", clips=clips, tokens_per_second=clips * new_tokens / spent, audio_seconds_per_second=clips * seconds / spent, step_seconds=spent, memory_gib=memory(device))
 
+def fitting(measure, clips):
+    "Measure with as many clips as fit: half as many after every time that memory runs out."
+    while True:
+        try: return measure(clips)
+        except torch.OutOfMemoryError:
+            if clips == 1: raise
+        gc.collect(); torch.cuda.empty_cache(); clips //= 2                    # outside of `except`, which still holds the tensors
+
 def cell(x, form): return "-" if x is None else format(x, form)
 
 def table(rows):
@@ -90,8 +107,8 @@ def run(shapes, device, clips, seconds, steps, new_tokens, peak=None, out=None):
     peak, rows = peak or next((flop for part, flop in PEAK.items() if device == "cuda" and part in name), None), []
     for shape in shapes:
         with tempfile.TemporaryDirectory() as place:
-            for f in (*(lambda rung=rung: trained(shape, rung, Path(place), device, clips, seconds, steps, peak) for rung in ("connector", "lora", "encoder", "full")), lambda: answered(shape, Path(place), device, clips, seconds, new_tokens)):
-                rows.append(dict(shape=shape) | f())
+            for f in (*(lambda n, rung=rung: trained(shape, rung, Path(place), device, n, seconds, steps, peak) for rung in ("connector", "lora", "encoder", "full")), lambda n: answered(shape, Path(place), device, n, seconds, new_tokens)):
+                rows.append(dict(shape=shape) | fitting(f, clips))
                 if out: write_text(Path(out), json.dumps(dict(hardware=name, torch=torch.__version__, peak=peak, seconds_a_clip=seconds, rows=rows), indent=1) + "\n")
     print(f"{name}, torch {torch.__version__}, clips of {seconds:g} s\n{table(rows)}")
     return rows
