@@ -244,7 +244,8 @@ def run(out=None, quick=False, transcripts=False, only=None):
     if quick and out.exists(): out.unlink()
     model = new_model()
     encoder = model.model.encoder.model
-    saved = begin(out, _settings(plan, model), describe())
+    about = _settings(plan, model), describe()
+    saved = begin(out, *about)
     data = SpeechData(clips=plan.clips, seed=300, manner=1., views=1)                  # clips whose speed was not changed
     store = encoded_store(encoder, training_store(data), 1, range(model.model.encoder.layers + 1))
     if quick: store.rows, store.places = store.rows[:plan.clips], store.places[:plan.clips]
@@ -252,14 +253,14 @@ def run(out=None, quick=False, transcripts=False, only=None):
     tests = [test_set(encoder, task, plan.tests, committed) for task in (None, "qa")]
     rows, waveforms, _ = decode_rows(load_world("valid").select(range(24 if quick else 100)))
     valid = encode_all(encoder, waveforms), rows
-    if "encoder" not in saved: saved["encoder"] = encoder_curve(tests[0][2], tests[0][0], range(1 if quick else 5))
+    if "encoder" not in saved: saved = keep(out, about, encoder=encoder_curve(tests[0][2], tests[0][0], range(1 if quick else 5)))
     done, rates = {(r["row"], r["seed"]) for r in saved["rows"]}, {r["row"]: r["learning_rate"] for r in saved["rows"]}
     for seed in plan.seeds:
         for name in only:
             if (name, seed) in done: continue
             row = one_run(name, seed, plan, store, valid, tests, rates.get(name))
             rates[name] = row["learning_rate"]
-            saved["rows"].append(row); write_text(out, json.dumps(saved, indent=1) + "\n")
+            saved = keep(out, about, row)
             print(line(name, [row]), flush=True)
     print("\n" + table(saved)); print(f"\n{'--quick: one seed, few clips, a few steps: no evidence. ' if quick else ''}written to {out}")
     return saved

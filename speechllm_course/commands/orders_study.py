@@ -119,7 +119,7 @@ def run(out=None, quick=False, root=None, plan=None, device="cpu", folds=None):
 
 def together(saved):
     "The hits of all folds, by condition: every recording once, from the model that did not hear it."
-    return {name: [h for r in saved["rows"] for h in r["hits"][name]] for name in conditions()}
+    return {name: [h for r in sorted(saved["rows"], key=lambda r: r["fold"]) for h in r["hits"][name]] for name in conditions()}
 
 def cells(hits):
     "Exactness in percent by condition, with a 95 % bootstrap interval for the clean one."
