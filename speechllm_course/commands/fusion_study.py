@@ -49,7 +49,7 @@ class Plan:
     own: dict = field(default_factory=dict)      # row → settings of its own, where terms need not be equal
 
 # What two minutes of training reach on transcripts alone. The Q-Former's norms stand behind its sums, so it learns at a lower rate than the others, and more slowly.
-SLOWLY = dict(rates=(2e-3,), steps=1250)
+SLOWLY = dict(rates=(2e-3,), steps=1600)
 TRANSCRIPTS = Plan(steps=900, pilot=0, rates=(3e-3,), seeds=(0,), transcribe=1., manner=0., own={"qformer": SLOWLY, "qformer, 4 of 12": dict(SLOWLY, rates=(1e-3,))})
 STARTS = 2      # how fresh slots start: 1, drawn anew by transformers' default; 2, as each of them chooses. Results of one are not continued by the other.
 QUICK = Plan(clips=60, steps=3, budget=3000, pilot=1, rates=(1e-3,), seeds=(0,), tests=40)
