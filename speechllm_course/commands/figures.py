@@ -63,7 +63,8 @@ def fusion_table(folder:Path) -> str:
     two_minutes, chance = {r["row"]: r for r in alone["rows"]} if alone else {}, saved["encoder"]["chance"]
     old = " and ".join(what for what, study in (("These rows", saved), ("the last column", alone)) if study and not current(study))
     earlier = f" **{old[0].upper()}{old[1:]}: measured with an earlier encoder, or before fresh slots started as they choose; `make study` renews them.**" if old else ""
-    lines = [f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds, n = {saved['rows'][0]['n']:,} clips of unseen voices for each figure; ± is a 95 % interval over seeds. Always saying the most frequent class gives {100 * chance['voice']:.1f} % for the voice and {100 * sum(chance[a] for a in ('pace', 'pitch', 'accent')) / 3:.1f} % for manner.{earlier}", "",
+    last = f" The last column: {alone['hardware']}, one seed." if alone else ""
+    lines = [f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds, n = {saved['rows'][0]['n']:,} clips of unseen voices for each figure; ± is a 95 % interval over seeds. Always saying the most frequent class gives {100 * chance['voice']:.1f} % for the voice and {100 * sum(chance[a] for a in ('pace', 'pitch', 'accent')) / 3:.1f} % for manner.{last}{earlier}", "",
              "| row | WER % | questions % | manner % | voice left % | slot parameters | positions a second | training s | answer ms | WER % after transcripts alone |", "|---|---|---|---|---|---|---|---|---|---|"]
     for name in ROWS_OF_THE_STUDY:
         runs = [r for r in saved["rows"] if r["row"] == name]
