@@ -2,9 +2,8 @@
 import json, time
 from pathlib import Path
 
-import torch
-
 from speechllm_course import evaluate, world
+from speechllm_course.commands.hardware import describe
 from speechllm_course.commands.spoken import SPOKEN, is_unit_model, load_any, resynthesis, spoken_qa
 from speechllm_course.corpus import SPLITS, DataError, cache_dir, decode_rows, find_artifact, load_world
 from speechllm_course.diagnose import diagnose as diagnose_model, report
@@ -71,7 +70,7 @@ def run(data, root, task, part, input, model, committed, seed, limit, diagnose, 
     began = time.perf_counter()
     replies = evaluate.predict(subject, tokenizer, rows, waveforms, chosen, "lm" if input == "text" and is_unit_model(model) else part, input)
     seconds = time.perf_counter() - began
-    result = dict(hardware=_hardware(device), data=data, split=data.partition(":")[2] or None, task=task, part=part, input=input, model=part if model == "tiny" and part != "all" else str(model), device=device, seed=seed if data.startswith(("world", "requests")) else None,
+    result = dict(hardware=describe(device), data=data, split=data.partition(":")[2] or None, task=task, part=part, input=input, model=part if model == "tiny" and part != "all" else str(model), device=device, seed=seed if data.startswith(("world", "requests")) else None,
                   **evaluate.score(rows, chosen, replies, task), skipped=len(skipped), heard_in_training=heard, seconds=round(seconds, 1),
                   audio_seconds=None if input == "text" else round(sum(len(waveforms[i]) for i, _, _ in chosen) / 16_000, 1))
     if diagnose: result["diagnosis"] = diagnose_model(whole, rows, waveforms, lm=base_lm(model, device))
@@ -83,13 +82,11 @@ def base_lm(model, device):
     try: return load_lm(json.loads((find_artifact(model) / "slots.json").read_text())["lm"], device)[0]
     except (OSError, ValueError, KeyError): return None
 
-def _hardware(device): return torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
-
 def _spoken(data, task, model, device, seed, rows, waveforms, skipped):
     "Tasks whose replies are heard by the judge."
     whole, began = load_any(model, device, vocoder=True), time.perf_counter()
     figures = (spoken_qa if task == "spoken_qa" else resynthesis)(whole, rows, waveforms)
-    return dict(hardware=_hardware(device), data=data, split=data.partition(":")[2] or None, task=task, part="all", input="audio", model=str(model), device=device, seed=seed if data.startswith(("world", "requests")) else None,
+    return dict(hardware=describe(device), data=data, split=data.partition(":")[2] or None, task=task, part="all", input="audio", model=str(model), device=device, seed=seed if data.startswith(("world", "requests")) else None,
                 **figures, skipped=len(skipped), seconds=round(time.perf_counter() - began, 1), audio_seconds=round(sum(map(len, waveforms)) / 16_000, 1))
 
 def subject_of(part, model, device):
