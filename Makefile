@@ -22,7 +22,8 @@ results: $(VENV)/ready          ## measure what is shipped and renew the README'
 	for s in test_voices test_text test_both test_synthesiser; do $(EVAL)/encoder-$$s.json --data world:$$s --part encoder || exit 1; done
 	$(EVAL)/lm-test_text.json --data world:test_text --part lm --input text
 	for s in test_voices test_both test_synthesiser; do $(EVAL)/tiny-asr-$$s.json --data world:$$s || exit 1; done
-	$(EVAL)/tiny-qa-test_voices.json --data world:test_voices --task qa --diagnose
+	$(EVAL)/tiny-qa-test_voices.json --data world:test_voices --task qa --diagnose --diagnose-clips 500
+	$(EVAL)/tiny-command-test_voices.json --data world:test_voices --task command
 	$(EVAL)/tiny-refuse-test_both.json --data world:test_both --task refuse
 	$(EVAL)/tiny-requests.json --data requests
 	for c in fast whispered foreign persuaded; do $(EVAL)/tiny-requests-$$c.json --data requests:$$c || exit 1; done
@@ -48,7 +49,7 @@ lab: $(VENV)/ready              ## open the notebooks
 	$(BIN)/jupyter lab nbs
 
 $(VENV)/ready: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; run: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "Python 3.11.4 or newer is needed; run: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@

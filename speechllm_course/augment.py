@@ -113,7 +113,7 @@ def colour(
 # %% ../nbs/01b_augment.ipynb #augment-031
 def noise_floor(
     energy:torch.Tensor, # (T, mels) log10 energies
-    snr:float, # decibels between the clip's loud frames and the noise
+    snr:float, # decibels between the loudest twentieth of the clip's bins and a bin of noise
     generator:torch.Generator|None=None, # decides the noise
 ) -> torch.Tensor: # (T, mels)
     "Add stationary noise with a random spectrum: log10(10^speech + 10^noise)."

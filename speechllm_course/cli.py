@@ -120,14 +120,14 @@ def eval_(data: Annotated[str, typer.Option(help="world:SPLIT, requests or reque
           part: Annotated[str, typer.Option(help="all, encoder or lm")] = "all", input: Annotated[str, typer.Option(help="audio, or text: the transcript instead of the clip")] = "audio",
           model: Annotated[Optional[str], typer.Option(help="a shipped model or a folder (default: tiny; tiny-units where it has to speak, tiny-orders for barista)")] = None, committed: Annotated[bool, typer.Option(help="only the clips that travel with the package, even where more can be synthesised")] = False,
           world_seed: Annotated[int, typer.Option(help="of a full split or of requests; another seed is a regenerated world")] = 0, limit: Annotated[int, typer.Option(help="clips at most (0: all)")] = 0,
-          diagnose: Annotated[bool, typer.Option(help="seven examinations besides: does it listen, follow other wordings, keep its text skill; are batches, prompts and spans sound")] = False, strict: Annotated[bool, typer.Option(help="fail on a broken clip")] = False,
+          diagnose: Annotated[bool, typer.Option(help="seven examinations besides: does it listen, follow other wordings, keep its text skill; are batches, prompts and spans sound")] = False, diagnose_clips: Annotated[int, typer.Option(help="clips that the examinations use, and as many written questions", min=2)] = 60, strict: Annotated[bool, typer.Option(help="fail on a broken clip")] = False,
           as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False, out: Annotated[Optional[Path], typer.Option(help="write the JSON here too")] = None, device: Device = "auto"):
     """Measure a model on a corpus. Example: speechllm eval --data world:test_voices --task qa --json"""
     from speechllm_course.commands.evaluation import SPOKEN, run, show
     from speechllm_course.evaluate import TASKS
     choose("--part", part, ("all", "encoder", "lm")); choose("--input", input, ("audio", "text"))
     if task: choose("--task", task, TASKS + SPOKEN)
-    result = run(data, root, task, part, input, model, committed, world_seed, limit, diagnose, strict, pick_device(device), say)
+    result = run(data, root, task, part, input, model, committed, world_seed, limit, diagnose, strict, pick_device(device), say, diagnose_clips)
     if out:
         from speechllm_course.commands.report import write_text
         write_text(out, json.dumps(result, indent=1) + "\n")
@@ -186,10 +186,14 @@ def sft(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few ste
 
 @bench_app.command()
 def rl(quick: Annotated[bool, typer.Option(help="one seed, few clips, two steps: every row runs, no figure is evidence")] = False,
-       out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped (default: runs/rl.json)")] = None):
-    """Orders in noise: reinforcement learning against more fine-tuning in the same seconds. Example: speechllm bench rl --quick"""
-    from speechllm_course.commands.rl_study import run
-    run(out, quick)
+       out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped, and several may share one (default: runs/rl-PLAN.json)")] = None,
+       plan: Annotated[str, typer.Option(help="transcripts: word errors among other voices, behind a start that fine-tuning has worn out; orders: orders in coloured noise")] = "transcripts",
+       row: Annotated[Optional[list[str]], typer.Option(help="only this row; may be given several times")] = None):
+    """Speech in noise: reinforcement learning against more fine-tuning in the same seconds. Example: speechllm bench rl --quick"""
+    from speechllm_course.commands.rl_study import PLANS, run
+    choose("--plan", plan, PLANS)
+    for name in row or []: choose("--row", name, PLANS[plan].rates)
+    run(out, quick, plan, row)
 
 @bench_app.command()
 def safety(quick: Annotated[bool, typer.Option(help="one seed, few clips, two steps: every row runs, no figure is evidence")] = False,

@@ -47,6 +47,7 @@ def thaw(
     if rung not in RUNGS: raise ConfigError(f"thaw: {rung!r} is unknown; choose from {', '.join(RUNGS)}")
     patterns, rates = RUNGS[rung]
     if "lora_" not in patterns and lora: raise ConfigError(f"lora: thaw: {rung} has no adapters; drop lora, or set thaw: lora")
+    if lora and adapters(model): raise ConfigError("lora: the model that training starts from has an adapter, whose rank and targets stand; drop lora")
     if "lora_" in patterns and not adapters(model):
         unknown = set(lora or {}) - {"rank", "alpha", "dropout", "targets"}
         if unknown: raise ConfigError(f"lora.{min(unknown)}: unknown key; known: rank, alpha, dropout, targets")

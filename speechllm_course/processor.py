@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ClipProcessor', 'SpeechLLMProcessor', 'load_ears', 'add_placeholder', 'new_model', 'transcript_ids',
-           'spoken_exchange', 'read_rows', 'speech_collate', 'save_difference', 'load_difference', 'load_model']
+           'spoken_exchange', 'read_rows', 'speech_collate', 'identity_of_parts', 'save_difference', 'load_difference',
+           'load_model']
 
 # %% ../nbs/06c_processor.ipynb #processor-003
 import difflib, json, os, random
@@ -12,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from transformers import AutoFeatureExtractor, AutoModelForCausalLM, AutoProcessor, BatchFeature, ProcessorMixin
@@ -190,9 +192,19 @@ def speech_collate(
     return collate
 
 # %% ../nbs/06c_processor.ipynb #processor-018
-def _identity(*names):
-    "A fingerprint of the shared parts' weights."
-    return fingerprint({f"{i}.{n}": t for i, name in enumerate(names) for n, t in load_file(find_artifact(name) / "model.safetensors").items()})
+def _weights(name):
+    "The tensors of a shipped part, a folder, or a hub id that was loaded before; in one file or in several."
+    folder = find_artifact(name)
+    if not folder.is_dir(): folder = Path(snapshot_download(str(name), allow_patterns="*.safetensors", local_files_only=True))
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files: raise FileNotFoundError(f"{name}: no model*.safetensors there; save it with transformers' save_pretrained, whose fingerprint a saved speech LLM carries")
+    return {n: t for file in files for n, t in load_file(file).items()}
+
+def identity_of_parts(
+    *names, # shipped parts by name, folders or hub ids
+) -> str: # equal for equal weights
+    "A fingerprint of the shared parts' weights. Raises `FileNotFoundError` where there are none in safetensors."
+    return fingerprint({f"{i}.{n}": t for i, name in enumerate(names) for n, t in _weights(name).items()})
 
 def save_difference(
     model:SpeechLLM, # trained
@@ -205,7 +217,7 @@ def save_difference(
     base, tied = new_model(encoder, lm, model.config.post_process, model.config.connector).state_dict(), model.config.tie_word_embeddings
     changed = {k: v.half().cpu().contiguous() for k, v in model.state_dict().items()
                if not (tied and k == "lm_head.weight") and ("connector" in k or "post_process" in k or not torch.equal(v.cpu(), base[k]))}
-    about = dict(encoder=encoder, lm=lm, post_process=model.config.post_process, connector=model.config.connector, base=_identity(encoder, lm))
+    about = dict(encoder=encoder, lm=lm, post_process=model.config.post_process, connector=model.config.connector, base=identity_of_parts(encoder, lm))
     part = folder / f".difference.{os.getpid()}"; save_file(changed, part); os.replace(part, folder / "difference.safetensors")
     part = folder / f".slots.{os.getpid()}"; part.write_text(json.dumps(about, indent=1)); os.replace(part, folder / "slots.json")
 
@@ -217,7 +229,7 @@ def load_difference(
     try: about, changed = json.loads((folder / "slots.json").read_text()), load_file(folder / "difference.safetensors")
     except Exception as e: raise ValueError(f"{folder}: broken ({str(e).splitlines()[0][:100]}); build it again") from None
     if not {"base", "encoder", "lm", "post_process", "connector"} <= about.keys(): raise ValueError(f"{folder}: slots.json is incomplete; build it again")
-    if about["base"] != _identity(about["encoder"], about["lm"]): raise ValueError(f"{folder}: was trained on another {about['encoder']} or {about['lm']}; build it again")
+    if about["base"] != identity_of_parts(about["encoder"], about["lm"]): raise ValueError(f"{folder}: was trained on another {about['encoder']} or {about['lm']}; build it again")
     model = new_model(about["encoder"], about["lm"], about["post_process"], about["connector"])
     unknown = [k for k in changed if k not in model.state_dict()]
     if unknown: raise ValueError(f"{folder}: holds {unknown[0]}, which this model has not; build it again")

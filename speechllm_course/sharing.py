@@ -37,6 +37,7 @@ def identity(
 # %% ../nbs/14f_sharing.ipynb #sharing-021
 CARD = """---
 base_model: {base}
+license: apache-2.0
 library_name: peft
 tags: [speech, lora, speechllm]
 ---
@@ -82,7 +83,7 @@ def save_adapter(
     if brought: _write(folder / "also.safetensors", lambda p: save_file(brought, p))
     else: (folder / "also.safetensors").unlink(missing_ok=True)
     _write(folder / "base.json", lambda p: p.write_text(json.dumps(dict(base=str(base), identity=base_identity, also=list(also)), indent=1)))
-    card = CARD.format(base=base, name=name, about=about, rank=config.r, alpha=config.lora_alpha, layers=len(tensors) // 2, targets=config.target_modules, parameters=sum(t.numel() for t in tensors.values()), also=", ".join(also) or "nothing", identity=base_identity, folder=folder.name)
+    card = CARD.format(base=base, name=name, about=about, rank=config.r, alpha=config.lora_alpha, layers=len(tensors) // 2, targets=str(config.target_modules).replace("|", r"\|"), parameters=sum(t.numel() for t in tensors.values()), also=", ".join(also) or "nothing", identity=base_identity, folder=folder.name)
     _write(folder / "README.md", lambda p: p.write_text(card))
     return folder
 

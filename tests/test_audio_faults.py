@@ -105,6 +105,13 @@ def test_log_mel_equals_whisper():
         theirs = WhisperFeatureExtractor()(clip.numpy(), sampling_rate=16_000, padding="longest", truncation=False, return_tensors="pt")["input_features"][0].T
         assert (log_mel(clip) - theirs[:n // 160]).abs().max() < 1e-5
 
+def test_log_mel_equals_torchaudio():
+    from torchaudio.transforms import MelSpectrogram
+    power = MelSpectrogram(16_000, n_fft=400, hop_length=160, n_mels=80, f_max=8000., norm="slaney", mel_scale="slaney")
+    clip = torch.randn(33_333, generator=torch.Generator().manual_seed(0)) * .1
+    energy = power(clip)[:, :len(clip) // 160].T.clamp(min=1e-10).log10()
+    assert (log_mel(clip) - (energy.clamp(min=energy.max() - 8) + 4) / 4).abs().max() < 1e-5
+
 def test_seconds_of_room_around_a_sentence_change_nothing():
     "A phone records the room before anybody speaks; other silence, other volumes, other loudness of the room: the same words."
     ears, (_, tokenizer) = Conformer.from_pretrained(data_dir() / "encoder", dtype=torch.float32).eval(), load_lm("lm")

@@ -71,6 +71,22 @@ def test_other_encoders_fit_the_same_slot(kind, post_process):
         features, mask = build_slot("post_process", post_process, width=encoder.width, layers=encoder.layers, d_lm=16)(out.hidden_states, out.mask)
     assert features.shape == (*out.mask.shape, encoder.width) and torch.equal(mask, out.mask) and bool(torch.isfinite(features).all())
 
+@pytest.mark.parametrize("kind", ["whisper", "hubert", "wav2vec2", "wavlm"])
+def test_a_saved_encoder_is_loaded_and_heard(tmp_path, kind):
+    "A checkpoint as transformers saves it; the states behind our interface are those of transformers' own model."
+    from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
+    torch.manual_seed(0)
+    small = dict(d_model=32, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=64) if kind == "whisper" else dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, conv_dim=(16,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2)
+    theirs, extractor = AutoModel.from_config(AutoConfig.for_model(kind, **small)).eval(), WhisperFeatureExtractor() if kind == "whisper" else Wav2Vec2FeatureExtractor()
+    theirs.save_pretrained(tmp_path); extractor.save_pretrained(tmp_path)
+    clip = torch.randn(16_000, generator=torch.Generator().manual_seed(1)) * .1
+    x = extractor(clip.numpy(), sampling_rate=16_000, return_tensors="pt")["input_features" if kind == "whisper" else "input_values"]
+    with torch.no_grad(): ours, wanted = SpeechEncoder.from_pretrained(tmp_path)(x), (theirs.get_encoder() if kind == "whisper" else theirs)(x, output_hidden_states=True).hidden_states
+    assert len(ours.hidden_states) == len(wanted) == 3 and all((a - b).abs().max() < 1e-5 for a, b in zip(ours.hidden_states, wanted))
+    model = new_model(tmp_path, connector=dict(name="mlp", stack=4))
+    model(**model.processor.batch([clip], ["transcribe"], ["yes"])).loss.backward()
+    assert isinstance(model.answer(clip, "transcribe", 3), str) and any(p.grad.abs().sum() > 0 for p in model.model.connector.parameters() if p.grad is not None)
+
 SMALL = Plan(clips=12, steps=1, budget=1500, pilot=1, rates=(1e-3, 2e-3), seeds=(0, 1), tests=6)
 
 @pytest.fixture

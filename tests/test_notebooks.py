@@ -10,11 +10,12 @@ LESSONS = sorted((ROOT / "nbs").glob("*.ipynb"))
 SPENT = []  # seconds of the notebooks so far
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
-def test_notebook(path):
-    start = time.time()
-    code, wrong = run_notebook(path)
+def test_notebook(path, pytestconfig):
+    start, slow = time.time(), pytestconfig.getoption("--release")
+    code, wrong = run_notebook(path, slow=slow)
     assert code == 0, wrong[-6000:] or f"the process ended with {code}"
     SPENT.append(time.time() - start)
+    assert slow or SPENT[-1] < 90, "a notebook takes at most 90 seconds on two cores"
 
 def test_a_notebook_that_fails_is_seen(tmp_path):
     cell = dict(cell_type="code", id="a", metadata={}, execution_count=None, outputs=[])
@@ -23,7 +24,9 @@ def test_a_notebook_that_fails_is_seen(tmp_path):
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
     codes = {name: run_notebook(tmp_path / f"{name}.ipynb") for name in ("good", "bad", "slow")}
     assert [code for code, _ in codes.values()] == [0, 1, 0] and "one is not two" in codes["bad"][1]
+    assert run_notebook(tmp_path / "slow.ipynb", slow=True)[0] == 1, "a release runs the slow cells"
 
-def test_all_notebooks_are_quick():
+def test_all_notebooks_are_quick(pytestconfig):
+    if pytestconfig.getoption("--release"): pytest.skip("with the slow cells they take longer")
     if len(SPENT) < len(LESSONS): pytest.skip("only meaningful after all notebooks have run")
     assert sum(SPENT) < 420, "all notebooks together should take at most seven minutes on two cores"

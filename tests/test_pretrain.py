@@ -1,13 +1,15 @@
 "Pretraining as a stage: every objective trains, resumes exactly, and becomes an encoder; recordings come as folders, and what cannot work says so."
 import os, subprocess, sys, textwrap
+from pathlib import Path
 
 import pytest, torch
 
 from test_training import LAUNCH, weights
 from speechllm_course.audio import log_mel_energy, save_audio
 from speechllm_course.cache import ArrayStore
+from speechllm_course.commands import stages
 from speechllm_course.commands.pretrain_stages import OBJECTIVES, copy_body, folder_store
-from speechllm_course.commands.stages import Stage, run_stage
+from speechllm_course.commands.stages import Stage, read_config, run_stage
 from speechllm_course.conformer import ConformerBody
 from speechllm_course.corpus import DataError, decode_rows, load_world
 from speechllm_course.encoder import Conformer, ConformerConfig
@@ -39,7 +41,6 @@ def test_what_comes_out_is_an_encoder(objective, tmp_path):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_resuming_reaches_the_same_weights(objective, tmp_path):
-    from speechllm_course.commands import stages
     run_stage(stage(tmp_path / "whole", objective, 4), device="cpu", quiet=True)
     class Stop(Exception): pass
     def cut(config):
@@ -58,7 +59,7 @@ def test_resuming_reaches_the_same_weights(objective, tmp_path):
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
-@pytest.mark.parametrize("objective", ["bestrq", "wav2vec2"])
+@pytest.mark.parametrize("objective", ["bestrq", "wav2vec2", pytest.param("hubert", marks=pytest.mark.slow)])
 def test_two_processes(objective, tmp_path):
     (tmp_path / "stage.yaml").write_text(textwrap.dedent(f"""
         stage: pretrain
@@ -70,6 +71,17 @@ def test_two_processes(objective, tmp_path):
     run = subprocess.run([sys.executable, *LAUNCH, "0", tmp_path / "run.py", tmp_path / "stage.yaml"], env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr[-2000:]
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", sorted(p.name for p in Path(stages.__file__).parent.glob("pretrain-*.yaml")))
+def test_the_shipped_recipes_start(recipe, tmp_path, monkeypatch):
+    "Two steps of each; the second round of HuBERT finds the first where its recipe leaves it."
+    monkeypatch.chdir(tmp_path)
+    if recipe == "pretrain-hubert-2.yaml":
+        first = read_config(Path("pretrain-hubert-1.yaml")); first.train.update(steps=1); first.data.update(clips=40, spoken_digits=0)
+        run_stage(first, device="cpu", quiet=True)
+    config = read_config(Path(recipe)); config.data.update(budget=2000)                 # a batch for one GPU is none for two cores
+    run_stage(config, device="cpu", dry_run=True)
 
 def test_a_second_round_guesses_a_layer_of_the_first(tmp_path):
     run_stage(stage(tmp_path / "first", "hubert", 1), device="cpu", quiet=True)

@@ -87,3 +87,11 @@ def test_readme_shows_the_committed_figures():
     from speechllm_course.commands.figures import filled
     readme = (ROOT / "README.md").read_text()
     assert filled(readme, ROOT / "data" / "results") == readme, "run python -m speechllm_course.commands.figures"
+
+def test_readme_gives_the_minutes_that_the_lessons_give():
+    readme, seen = (ROOT / "README.md").read_text(), 0
+    for row in re.findall(r"^\| (\[\d\d.*) \| [^|]* \| ([\d ·]+) \|$", readme, re.M):
+        for name, minutes in zip(re.findall(r"\]\(nbs/(\w+)\.ipynb\)", row[0]), row[1].split(" · "), strict=True):
+            assert re.search(rf"\*\*Time\*\* \| {minutes} minutes", (ROOT / "nbs" / f"{name}.ipynb").read_text()), f"{name}: not {minutes} minutes"
+            seen += 1
+    assert seen == len(list((ROOT / "nbs").glob("*.ipynb"))), "a lesson is missing in the table, or the table is broken"

@@ -1,5 +1,5 @@
 "Reinforcement learning: what is sampled is what is scored, every algorithm moves the right way, runs resume exactly, and what cannot work is refused."
-import json, os, signal, subprocess, sys, textwrap, time
+import json, os, random, signal, subprocess, sys, textwrap, time
 from pathlib import Path
 
 import pytest, torch
@@ -131,3 +131,29 @@ def test_a_policy_is_trained_from_a_config_file(command, tmp_path):
     history = json.loads((tmp_path / "out" / (tmp_path / "out" / "latest").read_text() / "state.json").read_text())["history"]
     assert {"reward", "exact", "words", "kl", "entropy", "zero_variance", "length", "cut"} <= history[-1].keys()
     load_model(tmp_path / "out")
+
+def test_babble_has_the_ratio_it_was_asked_for():
+    from speechllm_course.commands.rl_study import babble
+    voices = [torch.randn(n, generator=torch.Generator().manual_seed(n)) * k for n, k in ((4_000, .1), (9_000, 1.), (7_000, .01), (5_000, .3), (6_000, 2.), (8_000, .5))]
+    for clip in voices[0], voices[4]:
+        noise = babble(clip, voices, 5., random.Random(1)) - clip
+        assert float(10 * (clip.square().mean() / noise.square().mean()).log10()) == pytest.approx(5., abs=.01)
+    assert torch.equal(babble(voices[0], voices, 5., random.Random(2)), babble(voices[0], voices, 5., random.Random(2)))
+    assert not torch.equal(babble(voices[0], voices, 5., random.Random(2)), babble(voices[0], voices, 5., random.Random(3)))
+
+@pytest.mark.parametrize("plan", ["transcripts", "orders"])
+def test_the_study_is_shared_and_goes_on(tmp_path, monkeypatch, plan):
+    "Two processes take a side each; whoever comes last finds the rest done."
+    from speechllm_course.commands import rl_study
+    from speechllm_course.commands.rl_study import CONTROL, PLANS, quickly, table
+    small = quickly(PLANS[plan])
+    monkeypatch.setattr(rl_study, "PLANS", {plan: small}); monkeypatch.setattr(rl_study, "can_synthesise", lambda: False)
+    out, others = tmp_path / "rl.json", [row for row in small.rates if row != CONTROL]
+    first = rl_study.run(out, plan=plan, only=[CONTROL])
+    assert {s["row"] for s in first["search"]} == {CONTROL} and not first["rows"], "nothing is judged before the search is complete"
+    rl_study.run(out, plan=plan, only=others)
+    saved = rl_study.run(out, plan=plan)
+    assert {r["row"] for r in saved["rows"]} == {CONTROL, saved["chosen"]} and saved["chosen"] in others
+    assert all(len(r["noise"]) == len(saved["words"]["noise"]) == r["n"] for r in saved["rows"]) and "against" in table(saved)
+    before = out.read_text(); monkeypatch.setattr(rl_study, "train", None)                # nothing is left to train
+    assert rl_study.run(out, plan=plan) == saved and out.read_text() == before

@@ -52,7 +52,7 @@ def test_quick_studies_run_every_row(command, tmp_path, study):
     assert code == 0, err
     assert "no evidence" in out
     saved = json.loads((tmp_path / "study.json").read_text())
-    if study == "rl": assert {s["row"] for s in saved["search"]} == set(saved["settings"]["rows"]) and len(saved["rows"]) == 2
+    if study == "rl": assert {s["row"] for s in saved["search"]} == set(saved["settings"]["plan"]["rates"]) and len(saved["rows"]) == 2
     else: assert [r["row"] for r in saved["rows"]] == saved["settings"]["rows"]
 
 def test_shipped_configs_of_reinforcement_learning_pass_their_dry_run(command):

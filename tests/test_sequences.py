@@ -249,6 +249,24 @@ def test_the_course_loop_trains_on_them(tokenizer, lm):
     history = train(model, UnitBatches(tokenizer, random_rows(12), size=8, shares=dict(hear=1., say=1.), text_share=.25), TrainConfig(steps=12, learning_rate=2e-3, warmup=2, log_every=4, device="cpu"), quiet=True)
     assert history[-1]["loss"] < history[0]["loss"]
 
+def test_trl_trains_along_the_same_curve(tokenizer, lm, tmp_path):
+    "Sixteen exchanges, ten steps, the same rate: the course's loop and SFTTrainer lose alike, and both learn."
+    from datasets import Dataset
+    from speechllm_course.optimise import TrainConfig
+    from speechllm_course.train import train
+    from trl import SFTConfig, SFTTrainer
+    batches = UnitBatches(tokenizer, random_rows(16), size=16, seed=1, shares=dict(hear=1., say=1.))
+    rows = [dict(prompt=[dict(role="user", content=f"{p} {c}".strip())], completion=[dict(role="assistant", content=r)]) for p, c, r in batches.exchanges(0)]
+    settings = SFTConfig(str(tmp_path), per_device_train_batch_size=16, max_steps=10, learning_rate=1e-3, lr_scheduler_type="constant", weight_decay=0., adam_beta2=.98, max_grad_norm=1., logging_steps=1,
+                         max_length=None, gradient_checkpointing=False, use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, save_strategy="no")
+    trainer = SFTTrainer(copy.deepcopy(lm[0]).train(), settings, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    trainer.train()
+    theirs = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    fixed = batches(0)
+    ours = train(LabelLoss(copy.deepcopy(lm[0]).train()), lambda n: dict(fixed), TrainConfig(steps=10, learning_rate=1e-3, warmup=0, final=1., weight_decay=0., clip=1., log_every=1, device="cpu"), quiet=True)
+    ours = [row["loss"] for row in ours]
+    assert theirs[-1] < theirs[0] - .3 and max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 5e-3, (ours, theirs)
+
 def test_trl_gives_the_same_loss(tokenizer, lm, tmp_path):
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer

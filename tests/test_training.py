@@ -1,5 +1,5 @@
 "Nothing is lost: kill -9 at any moment, resume, and the weights are the same bits; two processes train like one."
-import json, os, signal, subprocess, sys, textwrap, time
+import itertools, json, os, shutil, signal, subprocess, sys, textwrap, time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -101,10 +101,47 @@ def line_batch(n):
     x = torch.randn(8, 1, generator=torch.Generator().manual_seed(n))
     return dict(x=x, labels=3 * x[:, 0])
 
+def _interrupt(): raise KeyboardInterrupt
+
 def fit(out, resume=False, batches=line_batch, **options):
     from speechllm_course.optimise import TrainConfig
     from speechllm_course.train import train
     return train(Line(), batches, TrainConfig(**dict(steps=4, save_every=2, log_every=1, out=str(out), device="cpu") | options), resume=resume, quiet=True)
+
+def dies_at(n, work):
+    "Run `work` in a process of its own that is killed right before its n-th step on the disk: was it?"
+    child = os.fork()
+    if child == 0:
+        import speechllm_course.train as T
+        calls = itertools.count(1)
+        def deadly(act):
+            def call(*args, **options):
+                if next(calls) == n: os.kill(os.getpid(), signal.SIGKILL)
+                return act(*args, **options)
+            return call
+        T.save_file = deadly(T.save_file)
+        for place, name in ((os, "replace"), (shutil, "rmtree"), (Path, "write_text"), (Path, "mkdir"), (Path, "unlink")): setattr(place, name, deadly(getattr(place, name)))
+        try: work()
+        except BaseException: os._exit(1)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL)
+    return status != 0
+
+@pytest.mark.parametrize("finished", [0, 2])
+def test_killed_within_a_save(tmp_path, finished):
+    "Before every single step of writing checkpoints: of a new run, and of one that goes on."
+    fit(tmp_path / "whole")
+    wanted, n = weights(tmp_path / "whole"), 0
+    for n in itertools.count(1):
+        out = tmp_path / f"killed-{n}"
+        if finished == 2:
+            with pytest.raises(KeyboardInterrupt): fit(out, batches=lambda n: line_batch(n) if n < 3 else _interrupt())
+        killed = dies_at(n, lambda: fit(out, resume=True))
+        fit(out, resume=True)
+        assert weights(out).keys() == wanted.keys() and all(torch.equal(weights(out)[k], wanted[k]) for k in wanted), f"killed before step {n}"
+        if not killed: break
+    assert n > 6, "the test did not see the disk"
 
 def test_resuming_with_other_settings_is_refused_by_name(tmp_path):
     from speechllm_course.optimise import Batches, ConfigError

@@ -8,7 +8,7 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor, Wh
 from speechllm_course.audio import SAMPLE_RATE
 from speechllm_course.corpus import data_dir, decode_rows, load_world
 from speechllm_course.encoders import SpeechEncoder
-from speechllm_course.processor import _identity, load_ears
+from speechllm_course.processor import identity_of_parts, load_ears
 from speechllm_course.unit_tokenizer import LayerFrames, UnitTokenizer, agreement, frame_step
 from speechllm_course.units import assign, dedup, fit_units, purity, usage
 from speechllm_course.voices import Voice, can_synthesise, speak, speak_phones
@@ -123,7 +123,7 @@ def test_save_and_load(units, clips, tmp_path):
     units.save(tmp_path / "units")
     assert sorted(f.name for f in (tmp_path / "units").iterdir()) == ["units.json", "units.safetensors"]
     about = json.loads((tmp_path / "units" / "units.json").read_text())
-    assert about == dict(encoder="encoder", layer=4, K=30, base=_identity("encoder"))     # as models that are saved as differences name it
+    assert about == dict(encoder="encoder", layer=4, K=30, base=identity_of_parts("encoder"))     # as models that are saved as differences name it
     again = UnitTokenizer.load(tmp_path / "units")
     assert torch.equal(again.centres, units.centres) and again.layer == 4
     assert all(torch.equal(a, b) for x, y in zip(again.encode(clips[:3]), units.encode(clips[:3])) for a, b in zip(x, y))

@@ -43,7 +43,7 @@ def heard_before(model, rows):
     except OSError: return None
     return sum(r["id"] in known for r in rows)
 
-def run(data, root, task, part, input, model, committed, seed, limit, diagnose, strict, device, say):
+def run(data, root, task, part, input, model, committed, seed, limit, diagnose, strict, device, say, diagnose_clips=60):
     "Evaluate; returns one plain dict, null where a figure has no meaning."
     if part == "lm" and input == "audio": raise DataError("--part lm reads, it does not hear; add --input text")
     if part == "encoder" and input == "text": raise DataError("--part encoder hears, it does not read; drop --input text")
@@ -73,14 +73,19 @@ def run(data, root, task, part, input, model, committed, seed, limit, diagnose, 
     result = dict(hardware=describe(device), data=data, split=data.partition(":")[2] or None, task=task, part=part, input=input, model=part if model == "tiny" and part != "all" else str(model), device=device, seed=seed if data.startswith(("world", "requests")) else None,
                   **evaluate.score(rows, chosen, replies, task), skipped=len(skipped), heard_in_training=heard, seconds=round(seconds, 1),
                   audio_seconds=None if input == "text" else round(sum(len(waveforms[i]) for i, _, _ in chosen) / 16_000, 1))
-    if diagnose: result["diagnosis"] = diagnose_model(whole, rows, waveforms, lm=base_lm(model, device))
+    if diagnose:
+        before, lm = parts_of(model, device)
+        result["diagnosis"] = diagnose_model(whole, rows, waveforms, before, lm, clips=diagnose_clips, questions=world.sentences(max(100, diagnose_clips), "diagnose", task="qa"))
     return result
 
-def base_lm(model, device):
-    "The language model that a speech LLM was built on, where the folder says which and it is here; else None."
-    from speechllm_course.lm import load_lm
-    try: return load_lm(json.loads((find_artifact(model) / "slots.json").read_text())["lm"], device)[0]
-    except (OSError, ValueError, KeyError): return None
+def parts_of(model, device):
+    "What a speech LLM was built of, where its folder says so and the parts are here: (the same slots untrained between them, the language model), else (None, None)."
+    from speechllm_course.processor import new_model
+    try:
+        about = json.loads((find_artifact(model) / "slots.json").read_text())
+        before = new_model(about["encoder"], about["lm"], about["post_process"], about["connector"]).to(device).eval()
+    except (OSError, ValueError, KeyError): return None, None
+    return before, evaluate.inner_lm(before)
 
 def _spoken(data, task, model, device, seed, rows, waveforms, skipped):
     "Tasks whose replies are heard by the judge."

@@ -1,11 +1,12 @@
 "Copy the measured figures from data/results into the README: python -m speechllm_course.commands.figures"
-import json, re
+import functools, json, re
 from pathlib import Path
 
 from speechllm_course.cache import fingerprint
 from speechllm_course.commands.claim_study import ASKED, PROBED, ROWS as ROWS_OF_THE_CLAIM
 from speechllm_course.commands.fusion_study import STARTS, ROWS as ROWS_OF_THE_STUDY, draw_rows, spread
 from speechllm_course.commands.report import write_text
+from speechllm_course.evaluate import bootstrap
 
 ROWS = [  # (file, what, which figure)
     ("encoder-test_voices", "encoder alone, transcripts, unseen voices", "wer"), ("encoder-test_text", "encoder alone, transcripts, unseen texts", "wer"),
@@ -14,13 +15,25 @@ ROWS = [  # (file, what, which figure)
     ("tiny-asr-test_voices", "speech LLM `tiny`, transcripts, unseen voices", "wer"), ("tiny-asr-test_both", "speech LLM `tiny`, transcripts, unseen voices and texts", "wer"),
     ("tiny-asr-test_synthesiser", "`tiny`, transcripts, unseen texts in an unseen voice of Flite", "wer"),
     ("tiny-qa-test_voices", "`tiny`, spoken questions, unseen voices", "exact"), ("lm-qa-test_voices", "the same questions in writing", "exact"),
+    ("tiny-command-test_voices", "`tiny`, spoken commands, unseen voices", "exact"), ("tiny-qa-test_voices", "`tiny`, instructions in held-out wordings, unseen voices", "diagnosis.following.unseen.followed"), ("tiny-qa-test_voices", "`tiny`, written questions, through the weights that hear", "diagnosis.text.exact"),
     ("tiny-refuse-test_both", "`tiny`, guarded requests and near-misses, unseen voices and texts", "exact"), ("tiny-requests", "`tiny`, the same in wordings that the world has not", "exact"),
     ("encoder-fsdd-nicolas", "encoder alone, real digits, a speaker never heard", "wer"), ("tiny-fsdd-nicolas", "`tiny`, real digits, a speaker never heard", "exact"), ("tiny-barista", "`tiny`, real coffee orders, exact intent and slots", "exact"),
-    ("tiny-units-asr-test_voices", "model of units `tiny-units`, transcripts, unseen voices", "wer"), ("tiny-units-qa-test_voices", "`tiny-units`, spoken questions, written answers", "exact"),
-    ("tiny-units-spoken_qa-test_voices", "`tiny-units`, spoken questions, spoken answers, as another encoder hears them", "exact"), ("tiny-units-lm-test_text", "`tiny-units`, written questions and requests, unseen texts", "exact"),
+    ("tiny-units-asr-test_voices", "model of units `tiny-units`, transcripts, unseen voices", "wer"), ("tiny-units-qa-test_voices", "`tiny-units`, spoken questions, written answers at once, without writing down what was heard first", "exact"),
+    ("tiny-units-spoken_qa-test_voices", "`tiny-units`, spoken questions, spoken answers, as another encoder hears them", "exact"), ("tiny-units-spoken_qa-test_voices", "what the same replies say in writing", "text_exact"), ("tiny-units-lm-test_text", "`tiny-units`, written questions and requests, unseen texts", "exact"),
     ("resynthesis-test_voices", "clips through units and the vocoder, as that encoder hears them", "wer"),
     ("encoder-barista", "keyword matcher on the encoder's transcript, the same orders", "exact"),
 ]
+
+NAMES = {"wer": "WER", "diagnosis.following.unseen.followed": "followed"}
+
+def found(r, figure):
+    "(value, 95 % interval, n) of one figure of an evaluation; a path with dots leads into its diagnosis."
+    if figure in ("wer", "exact"): return r[figure], r["ci95"], r["n"]
+    if "." in figure:
+        parent, last = functools.reduce(dict.__getitem__, figure.split(".")[:-1], r), figure.split(".")[-1]
+        return parent[last]["value"], parent[last]["ci95"], parent["n"]
+    right = round(r["n"] * r[figure])
+    return r[figure], bootstrap([1] * right + [0] * (r["n"] - right)), r["n"]           # of clips that are right or wrong
 
 def results_table(folder:Path) -> str:
     "The README's table from the JSON files that exist."
@@ -30,15 +43,19 @@ def results_table(folder:Path) -> str:
         path = folder / f"{name}.json"
         if not path.exists(): continue
         r = json.loads(path.read_text())
-        lines.append(f"| {what} | {'WER' if figure == 'wer' else 'exact'} {percent(r[figure])} | {percent(r['ci95'][0])} to {percent(r['ci95'][1])} | {r['n']:,} |")
+        value, (low, high), n = found(r, figure)
+        lines.append(f"| {what} | {NAMES.get(figure, 'exact')} {percent(value)} | {percent(low)} to {percent(high)} | {n:,} |")
     return "\n".join(lines)
 
 def speed_table(path:Path) -> str:
     "The README's table of speed ratios."
     if not path.exists(): return "not measured"
     measured = json.loads(path.read_text())
-    lines = [f"Measured on {measured['hardware']}, torch {measured['torch']}:", "", "| what | instead of ours | CPU seconds | ours is faster by |", "|---|---|---|---|"]
-    return "\n".join(lines + [f"| {r['area']} | {r['candidate']} | {r['seconds']:.2f} | {r['ours_is_faster_by']:.2f} |" for r in measured["rows"]])
+    lines = [f"Measured on {measured['hardware']}, torch {measured['torch']}:", "", "| what | instead of ours | CPU milliseconds | throughput | ours is faster by |", "|---|---|---|---|---|"]
+    def row(r):
+        milliseconds, rate = round(1000 * r["seconds"], 0 if r["seconds"] >= .01 else 1), f"{r['rate']:,.0f} {r['unit']}" if r["rate"] else ""
+        return f"| {r['area']} | {r['candidate']} | {milliseconds:,g} | {rate} | {r['ours_is_faster_by']:.2f} |"
+    return "\n".join(lines + [row(r) for r in measured["rows"]])
 
 def parts():
     "The shipped encoder and language model, which every row of the fusion study begins with."
@@ -155,19 +172,25 @@ def orders_table(folder:Path) -> str:
     return "\n".join(lines + [f"| {name} | {' | '.join(cells(hits))} |" for name, hits in (*saved["baselines"].items(), ("tiny-orders, in folds", together(saved)))])
 
 def rl_table(folder:Path) -> str:
-    "The README's table of reinforcement learning against more fine-tuning."
-    from speechllm_course.commands.rl_study import CONTROL, difference, show
-    path = folder / "rl.json"
+    "The README's tables of reinforcement learning against more fine-tuning, one for every plan."
+    from speechllm_course.commands.rl_study import PLANS
+    return "\n\n".join(_rl_plan(folder / name, plan) for plan, name in zip(PLANS, ("rl.json", "rl-orders.json")))
+
+def _rl_plan(path, plan):
+    from speechllm_course.commands.rl_study import CONTROL, difference, rate_of, show
     saved = json.loads(path.read_text()) if path.exists() else None
-    if not saved or not saved["rows"]: return "Not measured yet; `speechllm bench rl --out data/results/rl.json` does it."
-    chosen, n = saved["chosen"], saved["rows"][0]["n"]
-    lines = [f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds, n = {n:,} orders of unseen voices in noise at {saved['settings']['plan']['snr']:g} dB; ± is a 95 % interval over seeds, brackets are one over clips.{of_an_earlier_tiny(saved)}", "", "| model | exact in noise % | exact as spoken % | CPU seconds |", "|---|---|---|---|"]
-    lines += [f"| {name} | {show(saved['before'][row]['noise']).replace(' %', '')} | {show(saved['before'][row]['clean']).replace(' %', '')} | |" for row, name in (("tiny", "`tiny`, as shipped"), ("start", "the start: fine-tuned on the same clips"))]
+    if not saved or not saved["rows"]: return f"Not measured yet; `speechllm bench rl --plan {plan} --out data/results/{path.name}` does it."
+    terms, n, chosen = saved["settings"]["plan"], saved["rows"][0]["n"], saved["chosen"]
+    what, noise = ("orders that are not exact", "noise of a random colour") if terms["task"] == "order" else ("word errors of transcripts", "the babble of four other voices")
+    clips = f"fine-tuned on {terms['start_clips']:,} clips in such noise" if terms["start_clips"] else "fine-tuned on the same clips"
+    lines = [f"**{what[0].upper() + what[1:]}**, in {noise} at {terms['snr']:g} dB, n = {n:,} clips of unseen voices; {terms['clips']:,} clips to learn from. Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds; ± is a 95 % interval over seeds, brackets are one over clips.{of_an_earlier_tiny(saved)}", "",
+             "| model | in noise % | as spoken % | CPU seconds |", "|---|---|---|---|"]
+    lines += [f"| {name} | {show(saved, saved['before'][row]['noise']).replace(' %', '')} | {show(saved, saved['before'][row]['clean'], 'clean').replace(' %', '')} | |" for row, name in (("tiny", "`tiny`, as shipped"), ("start", f"the start: {clips}"))]
     for row in (CONTROL, chosen):
         runs = [r for r in saved["rows"] if r["row"] == row]
-        lines.append(f"| {row} | {spread([100 * sum(r['noise']) / n for r in runs])} | {spread([100 * sum(r['clean']) / n for r in runs])} | {sum(r['seconds'] for r in runs) / len(runs):.0f} |")
+        lines.append(f"| {row} | {' | '.join(spread([100 * rate_of(saved, r[kind], kind) for r in runs]) for kind in ('noise', 'clean'))} | {sum(r['seconds'] for r in runs) / len(runs):.0f} |")
     gap, low, high = (100 * x for x in difference(saved))
-    return "\n".join(lines + ["", f"Orders that were wrong, {chosen} against {CONTROL}: {gap:+.1f} % [{low:+.1f}, {high:+.1f}] (paired bootstrap over clips, errors averaged over seeds)."])
+    return "\n".join(lines + ["", f"Errors of {chosen} against {CONTROL}: {gap:+.1f} % [{low:+.1f}, {high:+.1f}] (paired bootstrap over clips, errors averaged over seeds)."])
 
 def safety_table(folder:Path) -> str:
     "The README's table of refusals and over-refusals."

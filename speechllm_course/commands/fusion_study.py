@@ -293,10 +293,11 @@ def load_study(name="fusion"):
 def runs_of(saved, name): return [r for r in saved["rows"] if r["row"] == name]
 
 def draw_rows(ax, saved, names, value, label):
-    "One bar a row, with a dot for every seed."
+    "One bar a row, with a dot for every seed and a line for the 95 % interval where there are three."
     for i, name in enumerate(names):
         x = [value(r) for r in runs_of(saved, name)]
-        ax.barh(i, np.mean(x), color="tab:blue", alpha=.5); ax.plot(x, [i] * len(x), "k.", ms=4)
+        half = stats.t.ppf(.975, len(x) - 1) * np.std(x, ddof=1) / len(x) ** .5 if len(x) > 2 else None
+        ax.barh(i, np.mean(x), xerr=half, color="tab:blue", alpha=.5, error_kw=dict(lw=.8)); ax.plot(x, [i] * len(x), "k.", ms=4)
     ax.set_yticks(range(len(names)), names); ax.invert_yaxis(); ax.set_xlabel(label)
 
 def draw_layers(ax, saved):

@@ -129,7 +129,7 @@ def cells(hits):
 def line(name, hits): return f"{name:44}|" + " ".join(f"{c:>{20 if i == 0 else 7}}" for i, c in enumerate(cells(hits)))
 
 def table(saved):
-    "Baselines, the fine-tuned model over all folds, and what engines report of themselves on the same recordings in another noise."
+    "Baselines, the fine-tuned model over all folds, and what was published of engines on the whole benchmark, in another noise."
     n = saved["settings"]["recordings"]
     head = f"{f'exact intent and slots, %, n = {n}':44}|{'clean':>20} " + " ".join(f"{f'{snr} dB':>7}" for snr in SNRS)
     tuned = [line(f"tiny-orders, {len(saved['rows'])} folds", together(saved))] if saved["rows"] else []

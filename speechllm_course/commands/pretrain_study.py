@@ -21,7 +21,7 @@ from speechllm_course.recordings import HELD_OUT_SPEAKER, find_root, load_fsdd
 from speechllm_course.voices import can_flite, can_synthesise
 
 ROWS = {  # row → what happens before the labels
-    "random": "nothing", "bestrq": "guesses ids in a random codebook", "hubert, one round": "guesses clusters of MFCCs", "hubert, two rounds": "half of the steps with these clusters, then with those of its own middle layer", "wav2vec2": "recognises frames among others",
+    "random": "nothing", "random, longer": "nothing, but with the fewest labels as many steps as the others take in all", "bestrq": "guesses ids in a random codebook", "hubert, one round": "guesses clusters of MFCCs", "hubert, two rounds": "half of the steps with these clusters, then with those of its own middle layer", "wav2vec2": "recognises frames among others",
     "bestrq + recordings": "the same as bestrq, recordings of real people among the clips", "supervised": "spells Flite's voices, with labels"}
 
 @dataclass
@@ -61,7 +61,7 @@ def before_labels(row, plan, pool, tokenizer, seed, folder):
     "An encoder after what `row` says, before any of the pool's labels; and the monitor's figures."
     start, data = fresh_start(plan.body, len(tokenizer), seed), PretrainData(budget=plan.budget, seed=seed, p=plan.p, width=plan.width)
     def guess(objective, clips, steps, **options): return pretrain_once(PretrainModel(objective, **options), data, clips, start, settings_of(plan, steps, plan.pretrain_rate, seed))
-    if row == "random": return start, {}
+    if row.startswith("random"): return start, {}
     if row == "supervised":
         store = training_store(SpeechData(clips=0, flite_clips=plan.flite_clips, seed=plan.clip_seed))
         return start, {"loss": spell(start, store, tokenizer, plan.budget, settings_of(plan, plan.pretrain, plan.pretrain_rate, seed))[-1]["loss"]}
@@ -88,11 +88,11 @@ def fresh_heads(start, seed):
         if not name.startswith(("ctc_head", "letter_head")): model.state_dict()[name].copy_(weight)
     return model
 
-def fine_tune(start, share, plan, pool, tokenizer, tests, rate, seed):
+def fine_tune(start, share, plan, pool, tokenizer, tests, rate, seed, steps):
     "Labels of a share of the pool; word error rates on unseen voices, and on a real speaker where he is at hand."
     chosen = sorted(random.Random(seed).sample(range(len(pool)), max(1, round(share * len(pool)))))
     model, began = fresh_heads(start, seed), time.perf_counter()
-    history = spell(model, Part(pool, chosen), tokenizer, plan.spell_budget, settings_of(plan, plan.finetune, rate, seed))
+    history = spell(model, Part(pool, chosen), tokenizer, plan.spell_budget, settings_of(plan, steps, rate, seed))
     seconds, figures = time.perf_counter() - began, {}
     for name, (rows, waveforms) in tests.items():
         said, heard = [r["text"] for r in rows], transcribe(model.eval(), tokenizer, waveforms)
@@ -138,7 +138,8 @@ def run(out=None, quick=False, only=None, seeds=None, device="cpu"):
             seconds = time.perf_counter() - began
             tenth = Part(pool, sorted(random.Random(seed).sample(range(len(pool)), max(1, len(pool) // 10))))
             rate = next((r["learning_rate"] for r in saved["rows"] if r["row"] == row), None) or best_rate(plan.rates, lambda: fresh_heads(start, seed), lambda model, rate: spell(model, tenth, tokenizer, plan.spell_budget, settings_of(plan, plan.pilot, rate, seed)), lambda model: validation_loss(model, valid, tokenizer))
-            tuned = [fine_tune(start, share, plan, pool, tokenizer, tests, rate, seed) for share in plan.shares]
+            longer = row == "random, longer"
+            tuned = [fine_tune(start, share, plan, pool, tokenizer, tests, rate, seed, plan.finetune + longer * plan.pretrain) for share in plan.shares[:1 if longer else None]]
             saved = keep(out, about, dict(row=row, seed=seed, hardware=describe(plan.device), learning_rate=rate, monitor=monitor, pretrain_seconds=seconds, tuned=tuned)); print(line(row, saved["rows"][-1:]), flush=True)
     print("\n" + table(saved)); print(f"\n{'--quick: one seed, few clips, a few steps: no evidence. ' if quick else ''}written to {out}")
     return saved

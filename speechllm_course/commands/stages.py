@@ -1,5 +1,5 @@
 "Training stages from a config file. The shipped recipes are the YAML files beside this module."
-import functools, re, time
+import functools, json, re, time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,6 +75,7 @@ def lm_stage(config):
 def averaging(config, model):
     "A function that, where the config asks for it, puts the mean of the weights now and the weights then into the model."
     if not config.average: return lambda: None
+    if lora_layers(model): raise ConfigError("average: the mean of two adapters is not the adapter of the mean; drop average, or set thaw: full")
     if not config.start: raise ConfigError("average: without start there are no weights before this stage; name a trained model as start, or drop average")
     before = {n: w.clone() for n, w in model.state_dict().items()}
     return lambda: model.load_state_dict({n: (w.cpu() + before[n]) / 2 if w.is_floating_point() else w for n, w in model.state_dict().items()})
@@ -100,6 +101,7 @@ def speechllm_stage(config):
     from speechllm_course.processor import new_model, speech_collate
     data = check_config(config.data, SpeechData)
     model = load_any(config.start) if config.start else new_model(config.encoder, config.lm, **known_options(config.model, ("post_process", "connector")))
+    if config.start: _keep_parts(config)
     ours = model.model.encoder.kind == "speechllm_conformer"
     _thaw(config, model)
     if data.views: _check_views(config, model)
@@ -127,10 +129,22 @@ def rl_stage(config):
     policy = Policy(model, settings, config.train.get("trainable", train_settings.trainable))
     return policy, Prompts(batches, settings, train_settings.seed), save, Policy.figures
 
+def _keep_parts(config):
+    "A trained model brings the encoder and the language model that it was built on."
+    folder = find_artifact(config.start)
+    if (folder / "base.json").exists(): folder = find_artifact(json.loads((folder / "base.json").read_text())["base"])       # an adapter
+    if not (folder / "slots.json").exists(): return
+    parts = json.loads((folder / "slots.json").read_text())
+    for name in ("encoder", "lm"):
+        asked, own = getattr(config, name), parts.get(name, name)
+        if asked != name and find_artifact(asked) != find_artifact(own): raise ConfigError(f"{name}: {asked}, but {config.start} was built on {own}; drop {name}, or start")
+        setattr(config, name, own)
+
 def _saving(config, model):
     "A function that saves the finished model, as a difference to its parts, into a folder."
-    from speechllm_course.processor import save_difference
+    from speechllm_course.processor import identity_of_parts, save_difference
     average = averaging(config, model)
+    identity_of_parts(config.encoder, config.lm)             # what cannot be saved is said before the training
     def save(folder):
         average()
         if lora_layers(model): bake(model)

@@ -103,6 +103,8 @@ def vocoder_stage(config):
 def unit_lm_stage(config):
     "A causal language model whose vocabulary has units."
     data, units = check_config(config.data, UnitData), UnitTokenizer.load(find_artifact(config.units))
+    for task in ("interleave", "manner"):
+        if data.shares.get(task): raise ConfigError(f"data.shares.{task}: the clips of this stage carry no {'words with their moments' if task == 'interleave' else 'labels of how they were said'}; use the class UnitBatches with rows that do (lesson 11d), or drop it")
     lm, tokenizer = load_lm(config.start or config.lm)
     if not config.start: add_units(tokenizer, lm, units.K, **config.model)
     batches = UnitBatches(tokenizer, unit_rows(units, data), data.batch, data.seed, data.shares, data.text_share, data.questions, data.chains, data.drop)
