@@ -141,7 +141,7 @@ def test_babble_has_the_ratio_it_was_asked_for():
     assert torch.equal(babble(voices[0], voices, 5., random.Random(2)), babble(voices[0], voices, 5., random.Random(2)))
     assert not torch.equal(babble(voices[0], voices, 5., random.Random(2)), babble(voices[0], voices, 5., random.Random(3)))
 
-@pytest.mark.parametrize("plan", ["transcripts", "orders"])
+@pytest.mark.parametrize("plan", ["transcripts", pytest.param("orders", marks=pytest.mark.slow)])
 def test_the_study_is_shared_and_goes_on(tmp_path, monkeypatch, plan):
     "Two processes take a side each; whoever comes last finds the rest done."
     from speechllm_course.commands import rl_study
