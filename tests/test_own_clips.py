@@ -81,11 +81,6 @@ def test_parts_from_the_hub(folder, tmp_path):
     done = subprocess.run([sys.executable, "-c", HUB, tmp_path / "stage.yaml", tmp_path / "out"], env=os.environ | dict(HF_HUB_CACHE=str(tmp_path / "hub"), HF_HUB_OFFLINE="1"), capture_output=True, text=True)
     assert done.stdout.strip().endswith("whisper"), done.stderr[-2000:]
 
-def test_weights_that_cannot_be_saved_are_named_before_the_training(folder, tmp_path):
-    ears = Path(whisper(tmp_path / "ears"))
-    (ears / "model.safetensors").rename(ears / "weights.safetensors")
-    with pytest.raises((ConfigError, FileNotFoundError), match="ears"): run_stage(config(tmp_path, folder, start=None, encoder=str(ears)), device="cpu", dry_run=True)
-
 @pytest.mark.parametrize("real", [False, True])
 def test_the_readmes_config_trains(folder, tmp_path, clips, real):
     "As it stands, and with the lines for an encoder and a language model of one's own."

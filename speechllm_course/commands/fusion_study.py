@@ -226,13 +226,13 @@ def begin(out, settings, hardware):
     if saved.get("settings") != json.loads(json.dumps(settings)): raise ConfigError(f"{out}: was made with other settings or other shipped weights; give another --out, or remove it")
     return saved
 
-def keep(out, about, *rows, **more):
-    "Add rows and whatever else to the results on disk, which several processes may share. Returns all of them."
+def keep(out, about, *rows, into="rows", **more):
+    "Add rows (to the list of that name) and whatever else to the results on disk, which several processes may share. Returns all of them."
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out.with_name(f".{out.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         saved = begin(out, *about)
-        saved["rows"] += rows; saved.update(more)
+        saved.setdefault(into, []).extend(rows); saved.update(more)
         write_text(out, json.dumps(saved, indent=1) + "\n")
     return saved
 

@@ -146,15 +146,15 @@ def run(out=None, quick=False, plan="transcripts", only=None):
     history = kept(weights / "start.safetensors", start, first); start.eval()
     if "before" not in saved:
         measured = {name: {k: errors_of(m, clips, plan.task) for k, clips in dict(valid=valid, noise=noise, clean=clean).items()} for name, m in (("tiny", tiny), ("start", start))}
-        saved = keep(out, about, before={name: {k: e for k, (e, _) in sets.items()} for name, sets in measured.items()} | dict(loss=history[-1]["loss"]), words={k: w for k, (_, w) in measured["start"].items()}, search=[])
+        saved = keep(out, about, before={name: {k: e for k, (e, _) in sets.items()} for name, sets in measured.items()} | dict(loss=history[-1]["loss"]), words={k: w for k, (_, w) in measured["start"].items()})
     print(f"start: {show(saved, saved['before']['start']['noise'])} in noise, valid {rate_of(saved, saved['before']['start']['valid'], 'valid'):.4f}", flush=True)
     def place(row, rate, seed): return weights / f"{row}-{rate:g}-{seed}.safetensors"
     for row, rates in plan.rates.items():
         for rate in rates:
-            if not wanted(row) or any((s["row"], s["rate"]) == (row, rate) for s in saved["search"]): continue
+            if not wanted(row) or any((s["row"], s["rate"]) == (row, rate) for s in saved.get("search", [])): continue
             model, done = tuned(start, row, rate, store, plan, plan.seeds[0], place(row, rate, plan.seeds[0]))
             found = rate_of(saved, errors_of(model, valid, plan.task)[0], "valid")
-            saved = keep(out, about, search=begin(out, *about)["search"] + [dict(row=row, rate=rate, valid=found, **done)])
+            saved = keep(out, about, dict(row=row, rate=rate, valid=found, **done), into="search")
             print(f"search: {row:18} rate {rate:g}: valid {found:.4f}, {done['seconds']:.0f} s, {done['history'][-1]['step']} steps", flush=True)
     if len(saved["search"]) < sum(map(len, plan.rates.values())): print("the search is not complete yet: run the other rows, then go on"); return saved
     best = {row: min((s for s in saved["search"] if s["row"] == row), key=lambda s: s["valid"]) for row in plan.rates}

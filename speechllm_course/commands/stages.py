@@ -142,9 +142,8 @@ def _keep_parts(config):
 
 def _saving(config, model):
     "A function that saves the finished model, as a difference to its parts, into a folder."
-    from speechllm_course.processor import identity_of_parts, save_difference
+    from speechllm_course.processor import save_difference
     average = averaging(config, model)
-    identity_of_parts(config.encoder, config.lm)             # what cannot be saved is said before the training
     def save(folder):
         average()
         if lora_layers(model): bake(model)
