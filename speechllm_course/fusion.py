@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['REGISTRY', 'ACTIVATIONS', 'NORMS', 'OUTPUT_NORMS', 'AudioSpan', 'PostProcess', 'Connector', 'register', 'find',
-           'named', 'Final', 'stack_frames', 'MatchedNorm', 'choose', 'at_least', 'Linear', 'MLP', 'compact', 'spread']
+           'named', 'Final', 'stack_frames', 'MatchedNorm', 'choose', 'at_least', 'number', 'switch', 'Linear', 'MLP',
+           'compact', 'spread']
 
 # %% ../nbs/06a_fusion.ipynb #fusion-003
 import difflib, importlib
@@ -137,6 +138,26 @@ def at_least(
 ) -> int: # the value
     "A count. Raises `ValueError` below `least`, and for what is no whole number."
     if isinstance(value, bool) or not isinstance(value, int) or value < least: raise ValueError(f"{option}: {value!r} must be a whole number, at least {least}")
+    return value
+
+def number(
+    option:str, # its name, for the message
+    value:float, # what a config file says
+    least:float=0., # smallest value that makes sense
+    most:float=float("inf"), # largest
+    above:bool=False, # `least` itself makes no sense either
+) -> float: # the value
+    "A number in a range. Raises `ValueError` for one outside, and for text: YAML takes 1e-1, without a point, for text."
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most or above and value == least:
+        raise ValueError(f"{option}: {value!r} must be a number {'above' if above else 'of at least'} {least:g}{f' and at most {most:g}' if most < float('inf') else ''}, written like 0.1")
+    return value
+
+def switch(
+    option:str, # its name, for the message
+    value:bool, # what a config file says
+) -> bool: # the value
+    "Yes or no. Raises `ValueError` for anything else: the text \"no\" would count as yes."
+    if not isinstance(value, bool): raise ValueError(f"{option}: {value!r} must be true or false")
     return value
 
 # %% ../nbs/06a_fusion.ipynb #fusion-020

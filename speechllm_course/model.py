@@ -83,7 +83,8 @@ def build_slot(
         if key not in known: raise ValueError(f"{kind} {choice['name']}: {key!r} is no option; {f'did you mean {near[0]}?' if near else 'it has ' + (', '.join(known) or 'none')}")
     missing = [k for k in known if named[k].default is inspect.Parameter.empty and k not in options]
     if missing: raise ValueError(f"{kind} {choice['name']}: {missing[0]} is missing; write for instance {{name: {choice['name']}, {missing[0]}: 3}}")
-    return cls(**{k: v for k, v in sizes.items() if k in named}, **options)
+    try: return cls(**{k: v for k, v in sizes.items() if k in named}, **options)
+    except ValueError as e: raise ValueError(f"{kind} {choice['name']}: {e}") from None
 
 # %% ../nbs/06b_model.ipynb #model-012
 class SpeechLLMPreTrainedModel(PreTrainedModel):
@@ -248,7 +249,7 @@ def copy_parts(
     model.tie_weights()
     connector, speech = model.model.connector, SpeechEncoder.wrap(encoder).model
     if hasattr(getattr(connector, "norm", None), "match"): connector.norm.match(model.get_input_embeddings().weight)
-    if hasattr(connector, "take_head") and hasattr(speech, "ctc_head"): connector.take_head(speech.ctc_head)
+    if hasattr(connector, "take_head"): connector.take_head(getattr(speech, "ctc_head", None))
 
 # %% ../nbs/06b_model.ipynb #model-053
 def listen(

@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from .fusion import PostProcess, at_least
+from .fusion import PostProcess, at_least, switch
 
 # %% ../nbs/08_postprocess.ipynb #postprocess-015
 def state_number(
@@ -51,7 +51,7 @@ class LayerMix(PostProcess):
     "What all choices over several layers share: `only` some of them, each with its loudness taken out by `norm`."
     def __init__(self, width, layers, only=None, norm:bool=False): # hidden states to use (default: all); layer norm without parameters
         super().__init__(width, layers, only=only)
-        self.norm = norm
+        self.norm = switch("norm", norm)
 
     @staticmethod
     def needs(layers, only=None, **_): return chosen_layers(layers, only)
@@ -110,14 +110,14 @@ class Attention(PostProcess):
     def __init__(self, width, layers, d_lm, prompt:bool=True, keys:int=64): # ask with the prompt, or always the same; width of query and keys
         super().__init__(width, layers)
         self.key, self.query = nn.Linear(width, at_least("keys", keys)), nn.Parameter(torch.randn(keys) / math.sqrt(keys))
-        self.ask = nn.Sequential(nn.LayerNorm(d_lm), nn.Linear(d_lm, keys)) if prompt else None
+        self.ask = nn.Sequential(nn.LayerNorm(d_lm), nn.Linear(d_lm, keys)) if switch("prompt", prompt) else None
         nn.init.zeros_(self.key.weight); nn.init.zeros_(self.key.bias)          # start as the plain last layer
 
     @staticmethod
     def needs(layers, **_): return (layers,)
 
     def shares(self, features, mask, prompt=None): # (B, T, D), (B, T) → (B, T), sum 1 over the real frames
-        if self.ask is not None and prompt is None: raise ValueError("attention: wants the prompt, but none was given; this model's configuration has no prompt_end, or set prompt: false")
+        if self.ask is not None and prompt is None: raise ValueError("attention: wants the prompt, but none was given (the model's configuration has no prompt_end); train with prompt: false, or build the model with new_model, which sets prompt_end")
         query = self.query if self.ask is None else self.query + self.ask(mean_real(*prompt))     # (keys,) or (B, keys)
         scores = (self.key(features) * query.view(-1, 1, query.shape[-1])).sum(-1) / math.sqrt(query.shape[-1])
         return scores.masked_fill(~mask, -1e4).softmax(1) * mask

@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from .fusion import ACTIVATIONS, OUTPUT_NORMS, AudioSpan, Connector, at_least, choose
+from .fusion import ACTIVATIONS, OUTPUT_NORMS, AudioSpan, Connector, at_least, choose, switch
 
 # %% ../nbs/09_projection.ipynb #projection-018
 class Conv(Connector):
@@ -79,7 +79,7 @@ class QFormer(Connector):
         super().__init__(width, d_lm)
         self.window = at_least("window", window)
         self.queries = nn.Parameter(torch.randn(at_least("queries", queries), at_least("hidden", hidden)))
-        self.positions = nn.Parameter(sinusoids(torch.arange(window), width)) if positions else None
+        self.positions = nn.Parameter(sinusoids(torch.arange(window), width)) if switch("positions", positions) else None
         self.first_norm = nn.LayerNorm(hidden)
         self.layers = nn.ModuleList(QFormerLayer(hidden, width, heads, feedforward) for _ in range(at_least("layers", layers)))
         for layer in self.layers: nn.init.constant_(layer.norms[0].weight, .1)               # ask quietly: what is heard must weigh more than the question

@@ -12,7 +12,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from .encoder import ctc_loss
-from .fusion import OUTPUT_NORMS, AudioSpan, Connector, at_least, choose, compact
+from .fusion import OUTPUT_NORMS, AudioSpan, Connector, at_least, choose, compact, number
 
 # %% ../nbs/10_token_mapping.ipynb #token-mapping-012
 def number_runs(
@@ -39,16 +39,17 @@ class CTCConnector(Connector):
     "A connector with a CTC head over the language model's vocabulary and a blank."
     def __init__(self, width, d_lm, vocabulary, ctc_weight:float=.3, head:str="encoder"): # of the CTC loss beside the task's; encoder: start from the encoder's own head where it has one, fresh: start from nothing
         super().__init__(width, d_lm)
-        if not ctc_weight >= 0: raise ValueError(f"ctc_weight: {ctc_weight!r} must not be negative")
-        self.blank, self.ctc_weight, self.start = vocabulary, ctc_weight, choose("head", head, {"encoder": "encoder", "fresh": "fresh"})
+        self.blank, self.ctc_weight, self.start = vocabulary, number("ctc_weight", ctc_weight), choose("head", head, {"encoder": "encoder", "fresh": "fresh"})
         self.ctc_head = nn.Linear(width, vocabulary + 1)
 
     @staticmethod
     def span_length(frames, **_): return frames                                              # one position a frame at most
 
-    def take_head(self, head): # the encoder's: nn.Linear(width, labels + 1)
-        "Start from a trained head. Raises `ValueError` when it speaks another vocabulary."
-        if self.start == "fresh" or head.in_features != self.ctc_head.in_features: return
+    def take_head(self, head): # the encoder's: nn.Linear(width, labels + 1), or None where it has none
+        "Start from a trained head. Raises `ValueError` when there is none, or it reads other features or speaks another vocabulary."
+        if self.start == "fresh": return
+        if head is None: raise ValueError("head: this encoder has no CTC head to start from; set head: fresh, and train it")
+        if head.in_features != self.ctc_head.in_features: raise ValueError(f"head: the encoder's CTC head reads features {head.in_features} wide, the post-process hands on {self.ctc_head.in_features}; keep the width, or set head: fresh")
         if head.out_features != self.ctc_head.out_features:
             raise ValueError(f"head: the encoder's CTC head has {head.out_features - 1} labels, the language model {self.blank} tokens; use an encoder trained for this language model, or head: fresh")
         self.ctc_head.load_state_dict(head.state_dict())
@@ -87,8 +88,7 @@ class Soft(TokenMapping):
     "Each frame's posterior times the embedding table: a blend of tokens (LegoSLM, arXiv 2505.11352). Frames that are surely blank say nothing and are left out."
     def __init__(self, width, d_lm, vocabulary, temperature:float=1., drop_blank:float=.9, ctc_weight:float=.3, head:str="encoder"): # below 1 sharper, above 1 softer; leave out frames whose blank has more probability (1: none)
         super().__init__(width, d_lm, vocabulary, ctc_weight, head)
-        if not temperature > 0: raise ValueError(f"temperature: {temperature!r} must be above 0")
-        self.temperature, self.drop_blank = temperature, drop_blank
+        self.temperature, self.drop_blank = number("temperature", temperature, above=True), number("drop_blank", drop_blank, 0., 1.)
         self.silence = nn.Parameter(torch.zeros(d_lm))                                       # the blank's row in the table
 
     def speak(self, features, log_probs, mask, embedding):
@@ -163,7 +163,7 @@ class CIF(Connector):
     "Each frame holds a learned amount of a token; whenever the sum reaches 1, a token fires. In training amounts are scaled to the transcript's length, else to their own sum, rounded."
     def __init__(self, width, d_lm, kernel:int=3, hidden:int=512, quantity_weight:float=.1, output_norm:str="matched"): # frames that decide on an amount; width between the matrices; of the quantity loss
         super().__init__(width, d_lm)
-        self.kernel, self.quantity_weight = at_least("kernel", kernel), quantity_weight
+        self.kernel, self.quantity_weight = at_least("kernel", kernel), number("quantity_weight", quantity_weight)
         self.amount = nn.Conv1d(width, 1, kernel)
         nn.init.constant_(self.amount.bias, -1.4)                                            # start near a fifth of a token a frame: five a second
         self.project = nn.Sequential(nn.Linear(width, at_least("hidden", hidden)), nn.RMSNorm(hidden), nn.GELU(), nn.Linear(hidden, d_lm))

@@ -179,12 +179,17 @@ def test_the_same_tokens_give_the_same_span_in_hard_only():
         assert a.embeds[a.mask].equal(b.embeds[b.mask]) == same
 
 @pytest.mark.parametrize("make,says", [
-    (lambda: Soft(8, 16, 5, temperature=0), "temperature: 0 must be above 0"),
-    (lambda: Soft(8, 16, 5, temperature=-1.), "must be above 0"),
+    (lambda: Soft(8, 16, 5, temperature=0), "temperature: 0 must be a number above 0"),
+    (lambda: Soft(8, 16, 5, temperature=-1.), "must be a number above 0"),
     (lambda: Compress(8, 16, 5, weights="max"), "weights: 'max' is unknown; choose from mean, probability"),
     (lambda: Hard(8, 16, 5, head="mine"), "choose from encoder, fresh"),
-    (lambda: Hard(8, 16, 5, ctc_weight=-1), "ctc_weight: -1 must not be negative"),
+    (lambda: Hard(8, 16, 5, ctc_weight=-1), "ctc_weight: -1 must be a number of at least 0"),
     (lambda: CIF(8, 16, kernel=0), "kernel: 0 must be a whole number, at least 1"),
+    (lambda: Soft(8, 16, 5, temperature="1e-1"), "temperature: '1e-1' must be a number above 0, written like 0.1"),
+    (lambda: Soft(8, 16, 5, drop_blank=-1), "drop_blank: -1 must be a number of at least 0 and at most 1"),
+    (lambda: CIF(8, 16, quantity_weight=-.1), "quantity_weight: -0.1 must be a number of at least 0"),
+    (lambda: Hard(8, 16, 5).take_head(None), "no CTC head to start from; set head: fresh"),
+    (lambda: Hard(8, 16, 5).take_head(torch.nn.Linear(7, 6)), "reads features 7 wide, the post-process hands on 8"),
     (lambda: Hard(8, 16, 5).take_head(torch.nn.Linear(8, 30)), "has 29 labels, the language model 5 tokens; use an encoder"),
 ])
 def test_errors_are_one_line(make, says):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from speechllm_course.cache import fingerprint
 from speechllm_course.commands.claim_study import ASKED, PROBED, ROWS as ROWS_OF_THE_CLAIM
-from speechllm_course.commands.fusion_study import STARTS, ROWS as ROWS_OF_THE_STUDY, draw_rows, spread
+from speechllm_course.commands.fusion_study import MANNER, STARTS, ROWS as ROWS_OF_THE_STUDY, draw_rows, spread
 from speechllm_course.commands.report import write_text
 from speechllm_course.evaluate import bootstrap
 
@@ -81,12 +81,12 @@ def fusion_table(folder:Path) -> str:
     old = " and ".join(what for what, study in (("These rows", saved), ("the last column", alone)) if study and not current(study))
     earlier = f" **{old[0].upper()}{old[1:]}: measured with an earlier encoder, or before fresh slots started as they choose; `make study` renews them.**" if old else ""
     last = f" The last column: {alone['hardware']}, one seed." if alone else ""
-    lines = [f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds, n = {saved['rows'][0]['n']:,} clips of unseen voices for each figure; ± is a 95 % interval over seeds. Always saying the most frequent class gives {100 * chance['voice']:.1f} % for the voice and {100 * sum(chance[a] for a in ('pace', 'pitch', 'accent')) / 3:.1f} % for manner.{last}{earlier}", "",
-             "| row | WER % | questions % | manner % | voice left % | slot parameters | positions a second | training s | answer ms | WER % after transcripts alone |", "|---|---|---|---|---|---|---|---|---|---|"]
+    lines = [f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds, n = {saved['rows'][0]['n']:,} clips of unseen voices for each figure; ± is a 95 % interval over seeds. Always saying the most frequent class gives {', '.join(f'{100 * chance[a]:.1f} % for {a}' for a in MANNER)} and {100 * chance['voice']:.1f} % for the voice.{last}{earlier}", "",
+             "| row | WER % | questions % | pace % | pitch % | accent % | voice left % | slot parameters | positions a second | training s | answer ms | WER % after transcripts alone |", "|---" * 12 + "|"]
     for name in ROWS_OF_THE_STUDY:
         runs = [r for r in saved["rows"] if r["row"] == name]
         if not runs: continue
-        cells = [spread([100 * r[key] for r in runs]) for key in ("wer", "qa", "manner")] + [spread([100 * r["probes"]["connector"]["voice"] for r in runs])]
+        cells = [spread([100 * r[key] for r in runs]) for key in ("wer", "qa")] + [spread([100 * r["manner_of"][a] for r in runs]) for a in MANNER] + [spread([100 * r["probes"]["connector"]["voice"] for r in runs])]
         mean = {key: sum(r[key] for r in runs) / len(runs) for key in ("slot_parameters", "tokens_per_second", "training_seconds", "latency")}
         only = f"{100 * two_minutes[name]['wer']:.1f} ({two_minutes[name]['training_seconds']:.0f} s)" if name in two_minutes else ""
         lines.append(f"| {name} | {' | '.join(cells)} | {mean['slot_parameters']:,.0f} | {mean['tokens_per_second']:.1f} | {mean['training_seconds']:.0f} | {1000 * mean['latency']:.0f} | {only} |")
@@ -174,7 +174,7 @@ def orders_table(folder:Path) -> str:
 def rl_table(folder:Path) -> str:
     "The README's tables of reinforcement learning against more fine-tuning, one for every plan."
     from speechllm_course.commands.rl_study import PLANS
-    return "\n\n".join(_rl_plan(folder / name, plan) for plan, name in zip(PLANS, ("rl.json", "rl-orders.json")))
+    return "\n\n".join(_rl_plan(folder / name, plan) for plan, name in zip(PLANS, ("rl.json", "rl-orders.json", "rl-longer.json")))
 
 def _rl_plan(path, plan):
     from speechllm_course.commands.rl_study import CONTROL, difference, rate_of, show
@@ -183,7 +183,8 @@ def _rl_plan(path, plan):
     terms, n, chosen = saved["settings"]["plan"], saved["rows"][0]["n"], saved["chosen"]
     what, noise = ("orders that are not exact", "noise of a random colour") if terms["task"] == "order" else ("word errors of transcripts", "the babble of four other voices")
     clips = f"fine-tuned on {terms['start_clips']:,} clips in such noise" if terms["start_clips"] else "fine-tuned on the same clips"
-    lines = [f"**{what[0].upper() + what[1:]}**, in {noise} at {terms['snr']:g} dB, n = {n:,} clips of unseen voices; {terms['clips']:,} clips to learn from. Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds; ± is a 95 % interval over seeds, brackets are one over clips.{of_an_earlier_tiny(saved)}", "",
+    seeds = min(sum(r["row"] == row for r in saved["rows"]) for row in (CONTROL, chosen))
+    lines = [f"**{what[0].upper() + what[1:]}{', for longer' if plan == 'longer' else ''}**, in {noise} at {terms['snr']:g} dB, n = {n:,} clips of unseen voices; {terms['clips']:,} clips to learn from. Measured on {saved['hardware']}; {seeds} seed{'s' * (seeds > 1)}; {'± is a 95 % interval over seeds, ' if seeds > 2 else ''}brackets are one over clips.{of_an_earlier_tiny(saved)}", "",
              "| model | in noise % | as spoken % | CPU seconds |", "|---|---|---|---|"]
     lines += [f"| {name} | {show(saved, saved['before'][row]['noise']).replace(' %', '')} | {show(saved, saved['before'][row]['clean'], 'clean').replace(' %', '')} | |" for row, name in (("tiny", "`tiny`, as shipped"), ("start", f"the start: {clips}"))]
     for row in (CONTROL, chosen):

@@ -127,7 +127,7 @@ class Slots:
 def measure(subject, tests, seed):
     "Everything that is measured of one trained model; `subject` has replies, pooled and answer."
     (rows, waveforms, states), (asked, _, asked_states) = tests
-    aspects = [("pace", "pitch", "accent")[i % 3] for i in range(len(rows))]
+    aspects = [MANNER[i % 3] for i in range(len(rows))]
     said, answers, manners = [r["text"] for r in rows], [r["answer"] for r in asked], [r[a] for r, a in zip(rows, aspects)]
     errors, words = zip(*[word_errors(t, h) for t, h in zip(said, subject.replies(states, [PROMPTS["asr"][0]] * len(rows), said))])
     right = exact(answers, subject.replies(asked_states, [PROMPTS["answer"][0]] * len(asked), answers))
@@ -138,7 +138,7 @@ def measure(subject, tests, seed):
     for w in waveforms[:20]: subject.answer(w)
     latency = (time.perf_counter() - began) / min(20, len(waveforms))
     return dict(wer=sum(errors) / sum(words), wer_ci=bootstrap(errors, words), qa=float(np.mean(right)), qa_ci=bootstrap(right), manner=float(np.mean(how)), manner_ci=bootstrap(how),
-                manner_of={a: float(np.mean([h for h, b in zip(how, aspects) if a == b])) for a in ("pace", "pitch", "accent")}, tokens_per_second=positions / audio, latency=latency,
+                manner_of={a: float(np.mean([h for h, b in zip(how, aspects) if a == b])) for a in MANNER}, tokens_per_second=positions / audio, latency=latency,
                 probes={place: probe(x, wanted, seed) for place, x in pooled.items()}, n=len(rows), n_qa=len(asked))
 
 def best_rate(rates, fresh, learn, loss):
@@ -233,7 +233,7 @@ def keep(out, about, *rows, into="rows", **more):
         fcntl.flock(lock, fcntl.LOCK_EX)
         saved = begin(out, *about)
         saved.setdefault(into, []).extend(rows); saved.update(more)
-        write_text(out, json.dumps(saved, indent=1) + "\n")
+        write_text(out, json.dumps(saved, separators=(",", ":")) + "\n")
     return saved
 
 def run(out=None, quick=False, transcripts=False, only=None):
@@ -265,7 +265,8 @@ def run(out=None, quick=False, transcripts=False, only=None):
     print("\n" + table(saved)); print(f"\n{'--quick: one seed, few clips, a few steps: no evidence. ' if quick else ''}written to {out}")
     return saved
 
-HEAD = f"{'row':27} {'WER %':>14} {'questions %':>14} {'manner %':>14} {'voice left':>10} {'parameters':>10} {'tokens/s':>8} {'train s':>7} {'answer ms':>9}"
+MANNER = ("pace", "pitch", "accent")
+HEAD = f"{'row':27} {'WER %':>14} {'questions %':>14} {'pace %':>10} {'pitch %':>10} {'accent %':>10} {'voice left':>10} {'parameters':>10} {'tokens/s':>8} {'train s':>7} {'answer ms':>9}"
 
 def spread(values, digits=1):
     "The mean over seeds, and where there are three or more the half-width of its 95 % interval (Student's t)."
@@ -275,19 +276,24 @@ def spread(values, digits=1):
 def line(name, runs):
     "One row of the table."
     def of(key): return spread([100 * r[key] for r in runs])
+    manner = " ".join(f"{spread([100 * r['manner_of'][a] for r in runs]):>10}" for a in MANNER)
     def mean(f): return float(np.mean([f(r) for r in runs]))
     voice = 100 * mean(lambda r: r["probes"]["connector"]["voice"])
-    return f"{name:27} {of('wer'):>14} {of('qa'):>14} {of('manner'):>14} {voice:10.1f} {mean(lambda r: r['slot_parameters']):10,.0f} {mean(lambda r: r['tokens_per_second']):8.1f} {mean(lambda r: r['training_seconds']):7.1f} {1000 * mean(lambda r: r['latency']):9.0f}"
+    return f"{name:27} {of('wer'):>14} {of('qa'):>14} {manner} {voice:10.1f} {mean(lambda r: r['slot_parameters']):10,.0f} {mean(lambda r: r['tokens_per_second']):8.1f} {mean(lambda r: r['training_seconds']):7.1f} {1000 * mean(lambda r: r['latency']):9.0f}"
 
 def table(saved):
     "All rows that were measured."
     names = [n for n in ROWS if any(r["row"] == n for r in saved["rows"])]
-    return "\n".join([HEAD] + [line(n, [r for r in saved["rows"] if r["row"] == n]) for n in names])
+    always = {a: 100 * saved["encoder"]["chance"][a] for a in (*MANNER, "voice")}
+    lowest = f"{'always the most frequent':27} {'':>14} {'':>14} " + " ".join(f"{always[a]:10.1f}" for a in always)
+    return "\n".join([HEAD] + [line(n, [r for r in saved["rows"] if r["row"] == n]) for n in names] + [lowest])
+
+COMMANDS = {"fusion-transcripts": "fusion --transcripts", "rl-orders": "rl --plan orders", "rl-longer": "rl --plan longer"}      # of results that are not called as their command is
 
 def load_study(name="fusion"):
     "A committed result by name. Raises `FileNotFoundError` with the command that makes it."
     path = data_dir() / "results" / f"{name}.json"
-    if not path.exists(): raise FileNotFoundError(f"{path}: not measured yet; run: speechllm bench {name} --out {path}")
+    if not path.exists(): raise FileNotFoundError(f"{path}: not measured yet; run: speechllm bench {COMMANDS.get(name, name)} --out {path}")
     return json.loads(path.read_text())
 
 def runs_of(saved, name): return [r for r in saved["rows"] if r["row"] == name]

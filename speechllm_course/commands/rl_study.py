@@ -1,5 +1,5 @@
 "bench rl: speech in noise. Reinforcement learning against more fine-tuning: the same start, clips, noise and CPU seconds, and as careful a search for the learning rate."
-import copy, json, random, shutil, time
+import copy, json, random, shutil, string, time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -48,13 +48,15 @@ class Plan:
     seeds: tuple = (0, 1, 2)
     valid: int = 800
     tests: int = 3000
+    clean: int = 3000             # of the tests, also without noise
 
-ORDERS = Plan("order", "colour", start_clips=0, start_steps=1000, start_rate=3e-4, clips=6000, seconds=170., rates={CONTROL: (3e-5, 1e-4, 3e-4), **{row: (3e-5, 1e-4) for row in ("grpo", "mwer and answers", "grpo and answers")}}, rewards={"exact": 1., "slots": .5}, kl=.01, text_share=.1, valid=400, tests=1000)
-PLANS = {"transcripts": Plan(), "orders": ORDERS}
+ORDERS = Plan("order", "colour", start_clips=0, start_steps=1000, start_rate=3e-4, clips=6000, seconds=170., rates={CONTROL: (3e-5, 1e-4, 3e-4), **{row: (3e-5, 1e-4) for row in ("grpo", "mwer and answers", "grpo and answers")}}, rewards={"exact": 1., "slots": .5}, kl=.01, text_share=.1, valid=400, tests=1000, clean=1000)
+LONGER = Plan(seconds=840., rates={CONTROL: (1e-6, 3e-6), "mwer": (3e-5, 5e-5)}, tests=12000)      # the same again, for longer and on four times as many test clips
+PLANS = {"transcripts": Plan(), "orders": ORDERS, "longer": LONGER}
 
 def quickly(plan):
     "The same plan with few clips and two steps."
-    return replace(plan, start_clips=min(plan.start_clips, 30), clips=24, start_steps=2, seconds=0., rates={row: rates[:1] for row, rates in plan.rates.items()}, group=2, budget=1500, seeds=(0,), valid=6, tests=8)
+    return replace(plan, start_clips=min(plan.start_clips, 30), clips=24, start_steps=2, seconds=0., rates={row: rates[:1] for row, rates in plan.rates.items()}, group=2, budget=1500, seeds=(0,), valid=6, tests=8, clean=8)
 
 def babble(waveform, others, snr, rng):
     "Four other people talk, equally loud, at a signal-to-noise ratio in dB."
@@ -81,9 +83,9 @@ def training_clips(encoder, plan, n, seed):
     folder = cache_dir() / "energies" / f"rl-{fingerprint(plan.task, plan.noise, plan.snr, n, seed, can_synthesise())}"
     return encoded_store(encoder, ArrayStore(folder) if (folder / "rows.json").exists() else ArrayStore.write(folder, clips()), 1)
 
-def test_clips(encoder, split, n, plan, noise, committed):
-    "(rows, examples, hidden states), with the plan's noise or as they are."
-    dataset = load_world(split, full=not committed, task="order" if plan.task == "order" and not committed else None, **({} if committed else dict(n=n)))
+def test_clips(encoder, split, of, n, plan, noise, committed):
+    "(rows, examples, hidden states) of the first n of so many clips, with the plan's noise or as they are."
+    dataset = load_world(split, full=not committed, task="order" if plan.task == "order" and not committed else None, **({} if committed else dict(n=of)))
     if committed and plan.task == "order": dataset = dataset.filter(lambda r: r["task"] == "order")
     rows, waveforms = decode_rows(dataset.select(range(min(n, len(dataset)))))[:2]
     return rows, examples(rows, plan.task), encode_all(encoder, [noisy(w, waveforms, plan, f"{split}-{i}") for i, w in enumerate(waveforms)] if noise else waveforms)
@@ -137,26 +139,27 @@ def run(out=None, quick=False, plan="transcripts", only=None):
     if quick: shutil.rmtree(weights, ignore_errors=True)
     def wanted(row): return not only or row in only
     store = training_clips(encoder, plan, plan.clips, plan.seed)
-    valid = test_clips(encoder, "valid", plan.valid, plan, True, committed)
-    noise, clean = (test_clips(encoder, "test_voices", plan.tests, plan, with_noise, committed) for with_noise in (True, False))
+    valid = test_clips(encoder, "valid", plan.valid, plan.valid, plan, True, committed)
     start = copy.deepcopy(tiny); torch.manual_seed(plan.seed)
     def first():
         clips = training_clips(encoder, plan, plan.start_clips, plan.seed + 1) if plan.start_clips else store
         return train(start, exchanges(start, clips, plan, plan.seed), settings_of(plan.start_steps, plan.start_rate, plan.seed), quiet=True)
     history = kept(weights / "start.safetensors", start, first); start.eval()
-    if "before" not in saved:
-        measured = {name: {k: errors_of(m, clips, plan.task) for k, clips in dict(valid=valid, noise=noise, clean=clean).items()} for name, m in (("tiny", tiny), ("start", start))}
-        saved = keep(out, about, before={name: {k: e for k, (e, _) in sets.items()} for name, sets in measured.items()} | dict(loss=history[-1]["loss"]), words={k: w for k, (_, w) in measured["start"].items()})
-    print(f"start: {show(saved, saved['before']['start']['noise'])} in noise, valid {rate_of(saved, saved['before']['start']['valid'], 'valid'):.4f}", flush=True)
     def place(row, rate, seed): return weights / f"{row}-{rate:g}-{seed}.safetensors"
     for row, rates in plan.rates.items():
         for rate in rates:
             if not wanted(row) or any((s["row"], s["rate"]) == (row, rate) for s in saved.get("search", [])): continue
             model, done = tuned(start, row, rate, store, plan, plan.seeds[0], place(row, rate, plan.seeds[0]))
-            found = rate_of(saved, errors_of(model, valid, plan.task)[0], "valid")
+            errors, words = errors_of(model, valid, plan.task)
+            found = sum(errors) / sum(words)
             saved = keep(out, about, dict(row=row, rate=rate, valid=found, **done), into="search")
             print(f"search: {row:18} rate {rate:g}: valid {found:.4f}, {done['seconds']:.0f} s, {done['history'][-1]['step']} steps", flush=True)
-    if len(saved["search"]) < sum(map(len, plan.rates.values())): print("the search is not complete yet: run the other rows, then go on"); return saved
+    if len(saved.get("search", [])) < sum(map(len, plan.rates.values())): print("the search is not complete yet: run the other rows, then go on"); return saved
+    noise, clean = (test_clips(encoder, "test_voices", plan.tests, n, plan, with_noise, committed) for n, with_noise in ((plan.tests, True), (plan.clean, False)))
+    if "before" not in saved:
+        measured = {name: {k: errors_of(m, clips, plan.task) for k, clips in dict(valid=valid, noise=noise, clean=clean).items()} for name, m in (("tiny", tiny), ("start", start))}
+        saved = keep(out, about, before={name: {k: packed(e) for k, (e, _) in sets.items()} for name, sets in measured.items()} | dict(loss=history[-1]["loss"]), words={k: packed(w) for k, (_, w) in measured["start"].items()})
+    print(f"start: {show(saved, saved['before']['start']['noise'])} in noise, valid {rate_of(saved, saved['before']['start']['valid'], 'valid'):.4f}", flush=True)
     best = {row: min((s for s in saved["search"] if s["row"] == row), key=lambda s: s["valid"]) for row in plan.rates}
     chosen = min((row for row in plan.rates if row != CONTROL), key=lambda row: best[row]["valid"])        # on valid; only this one is judged on unseen voices
     for seed in plan.seeds:
@@ -164,21 +167,30 @@ def run(out=None, quick=False, plan="transcripts", only=None):
             if not wanted(row) or any((r["row"], r["seed"]) == (row, seed) for r in saved["rows"]): continue
             rate = best[row]["rate"]
             model, done = tuned(start, row, rate, store, plan, seed, place(row, rate, seed))
-            saved = keep(out, about, dict(row=row, seed=seed, rate=rate, hardware=describe(), n=len(noise[1]), **{k: errors_of(model, clips, plan.task)[0] for k, clips in dict(noise=noise, clean=clean).items()}, **done), chosen=chosen)
+            saved = keep(out, about, dict(row=row, seed=seed, rate=rate, hardware=describe(), n=len(noise[1]), **{k: packed(errors_of(model, clips, plan.task)[0]) for k, clips in dict(noise=noise, clean=clean).items()}, **done), chosen=chosen)
             print(f"{row:18} seed {seed}: {show(saved, saved['rows'][-1]['noise'])} in noise, {done['seconds']:.0f} s", flush=True)
     if len(saved["rows"]) == 2 * len(plan.seeds): print("\n" + table(saved))
     print(f"\n{'--quick: one seed, few clips, two steps: no evidence. ' if quick else ''}written to {out}")
     return saved
 
-def rate_of(saved, errors, kind="noise"): return float(np.sum(errors) / np.sum(saved["words"][kind]))
+DIGITS = string.digits + string.ascii_letters
+
+def packed(counts):
+    "Counts of many clips in little space: a digit to base 62 for each (more than 61 are written as 61)."
+    return "".join(DIGITS[min(c, 61)] for c in counts)
+
+def unpacked(digits): return [DIGITS.index(c) for c in digits]
+
+def rate_of(saved, errors, kind="noise"): return sum(unpacked(errors)) / sum(unpacked(saved["words"][kind]))
 
 def show(saved, errors, kind="noise"):
-    low, high = bootstrap(errors, saved["words"][kind])
+    low, high = bootstrap(unpacked(errors), unpacked(saved["words"][kind]))
     return f"{100 * rate_of(saved, errors, kind):.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 def difference(saved):
     "Errors of the chosen algorithm against those of the control, clip by clip, over all seeds: (relative change of the error rate, its 95 % interval), negative is better."
-    def errors(row): return np.mean([r["noise"] for r in saved["rows"] if r["row"] == row], 0)         # (n,) mean over seeds
+    both = set.intersection(*({r["seed"] for r in saved["rows"] if r["row"] == row} for row in (CONTROL, saved["chosen"])))
+    def errors(row): return np.mean([unpacked(r["noise"]) for r in saved["rows"] if r["row"] == row and r["seed"] in both], 0)         # (n,) mean over seeds
     ours, control = errors(saved["chosen"]), errors(CONTROL)
     gap, (low, high) = paired_bootstrap(ours, control)
     return tuple(float(x / control.mean()) for x in (gap, low, high))

@@ -53,7 +53,7 @@ def resynthesis(model, rows, waveforms):
     chosen, pairs = evaluate.examples(rows, "asr"), model.units.encode(waveforms)
     voices = [voice_vector(w) for w in waveforms]
     spoken = [model.vocoder.speak(ids, voice=v) for (ids, _), v in zip(pairs, voices)]
-    timed = [model.vocoder.speak(ids, counts, v) for (ids, counts), v in list(zip(pairs, voices))[:200]]
+    timed = [model.vocoder.speak(ids, counts, v) for (ids, counts), v in zip(pairs, voices)]
     figures = evaluate.score(rows, chosen, judge([spoken[i] for i, _, _ in chosen], model.device), "asr")
     natural = evaluate.score(rows, chosen, judge([waveforms[i] for i, _, _ in chosen], model.device), "asr")
     return {**figures, "natural_wer": natural["wer"], "mel_distance": round(float(np.mean([mel_distance(w, t) for w, t in zip(waveforms, timed)])), 3)}
