@@ -140,6 +140,7 @@ def at_least(
     if isinstance(value, bool) or not isinstance(value, int) or value < least: raise ValueError(f"{option}: {value!r} must be a whole number, at least {least}")
     return value
 
+# %% ../nbs/06a_fusion.ipynb #fusion-055
 def number(
     option:str, # its name, for the message
     value:float, # what a config file says

@@ -37,7 +37,7 @@ def lengthen(
 
 class CTCConnector(Connector):
     "A connector with a CTC head over the language model's vocabulary and a blank."
-    def __init__(self, width, d_lm, vocabulary, ctc_weight:float=.3, head:str="encoder"): # of the CTC loss beside the task's; encoder: start from the encoder's own head where it has one, fresh: start from nothing
+    def __init__(self, width, d_lm, vocabulary, ctc_weight:float=.3, head:str="encoder"): # of the CTC loss beside the task's; encoder: start from the encoder's own head, fresh: start from nothing
         super().__init__(width, d_lm)
         self.blank, self.ctc_weight, self.start = vocabulary, number("ctc_weight", ctc_weight), choose("head", head, {"encoder": "encoder", "fresh": "fresh"})
         self.ctc_head = nn.Linear(width, vocabulary + 1)

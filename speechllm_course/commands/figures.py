@@ -177,18 +177,17 @@ def rl_table(folder:Path) -> str:
     return "\n\n".join(_rl_plan(folder / name, plan) for plan, name in zip(PLANS, ("rl.json", "rl-orders.json", "rl-longer.json")))
 
 def _rl_plan(path, plan):
-    from speechllm_course.commands.rl_study import CONTROL, difference, rate_of, show
+    from speechllm_course.commands.rl_study import CONTROL, difference, pairs, rate_of, show
     saved = json.loads(path.read_text()) if path.exists() else None
-    if not saved or not saved["rows"]: return f"Not measured yet; `speechllm bench rl --plan {plan} --out data/results/{path.name}` does it."
+    if not saved or not saved["rows"] or not pairs(saved)[0]: return f"Not measured yet; `speechllm bench rl --plan {plan} --out data/results/{path.name}` does it."
     terms, n, chosen = saved["settings"]["plan"], saved["rows"][0]["n"], saved["chosen"]
     what, noise = ("orders that are not exact", "noise of a random colour") if terms["task"] == "order" else ("word errors of transcripts", "the babble of four other voices")
     clips = f"fine-tuned on {terms['start_clips']:,} clips in such noise" if terms["start_clips"] else "fine-tuned on the same clips"
-    seeds = min(sum(r["row"] == row for r in saved["rows"]) for row in (CONTROL, chosen))
+    seeds = len(pairs(saved)[0])
     lines = [f"**{what[0].upper() + what[1:]}{', for longer' if plan == 'longer' else ''}**, in {noise} at {terms['snr']:g} dB, n = {n:,} clips of unseen voices; {terms['clips']:,} clips to learn from. Measured on {saved['hardware']}; {seeds} seed{'s' * (seeds > 1)}; {'± is a 95 % interval over seeds, ' if seeds > 2 else ''}brackets are one over clips.{of_an_earlier_tiny(saved)}", "",
              "| model | in noise % | as spoken % | CPU seconds |", "|---|---|---|---|"]
     lines += [f"| {name} | {show(saved, saved['before'][row]['noise']).replace(' %', '')} | {show(saved, saved['before'][row]['clean'], 'clean').replace(' %', '')} | |" for row, name in (("tiny", "`tiny`, as shipped"), ("start", f"the start: {clips}"))]
-    for row in (CONTROL, chosen):
-        runs = [r for r in saved["rows"] if r["row"] == row]
+    for row, runs in zip((CONTROL, chosen), pairs(saved)):
         lines.append(f"| {row} | {' | '.join(spread([100 * rate_of(saved, r[kind], kind) for r in runs]) for kind in ('noise', 'clean'))} | {sum(r['seconds'] for r in runs) / len(runs):.0f} |")
     gap, low, high = (100 * x for x in difference(saved))
     return "\n".join(lines + ["", f"Errors of {chosen} against {CONTROL}: {gap:+.1f} % [{low:+.1f}, {high:+.1f}] (paired bootstrap over clips, errors averaged over seeds)."])

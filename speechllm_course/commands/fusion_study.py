@@ -281,12 +281,12 @@ def line(name, runs):
     voice = 100 * mean(lambda r: r["probes"]["connector"]["voice"])
     return f"{name:27} {of('wer'):>14} {of('qa'):>14} {manner} {voice:10.1f} {mean(lambda r: r['slot_parameters']):10,.0f} {mean(lambda r: r['tokens_per_second']):8.1f} {mean(lambda r: r['training_seconds']):7.1f} {1000 * mean(lambda r: r['latency']):9.0f}"
 
-def table(saved):
-    "All rows that were measured."
-    names = [n for n in ROWS if any(r["row"] == n for r in saved["rows"])]
+def table(saved, names=None):
+    "All rows that were measured, or some of them, above what needs no hearing at all."
+    names = names or [n for n in ROWS if runs_of(saved, n)]
     always = {a: 100 * saved["encoder"]["chance"][a] for a in (*MANNER, "voice")}
     lowest = f"{'always the most frequent':27} {'':>14} {'':>14} " + " ".join(f"{always[a]:10.1f}" for a in always)
-    return "\n".join([HEAD] + [line(n, [r for r in saved["rows"] if r["row"] == n]) for n in names] + [lowest])
+    return "\n".join([HEAD] + [line(n, runs_of(saved, n)) for n in names] + [lowest])
 
 COMMANDS = {"fusion-transcripts": "fusion --transcripts", "rl-orders": "rl --plan orders", "rl-longer": "rl --plan longer"}      # of results that are not called as their command is
 

@@ -187,11 +187,14 @@ def show(saved, errors, kind="noise"):
     low, high = bootstrap(unpacked(errors), unpacked(saved["words"][kind]))
     return f"{100 * rate_of(saved, errors, kind):.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
+def pairs(saved):
+    "The control's runs and the chosen algorithm's, of the seeds that both have."
+    runs = [{r["seed"]: r for r in saved["rows"] if r["row"] == row} for row in (CONTROL, saved["chosen"])]
+    return [[side[seed] for seed in sorted(runs[0].keys() & runs[1].keys())] for side in runs]
+
 def difference(saved):
     "Errors of the chosen algorithm against those of the control, clip by clip, over all seeds: (relative change of the error rate, its 95 % interval), negative is better."
-    both = set.intersection(*({r["seed"] for r in saved["rows"] if r["row"] == row} for row in (CONTROL, saved["chosen"])))
-    def errors(row): return np.mean([unpacked(r["noise"]) for r in saved["rows"] if r["row"] == row and r["seed"] in both], 0)         # (n,) mean over seeds
-    ours, control = errors(saved["chosen"]), errors(CONTROL)
+    control, ours = (np.mean([unpacked(r["noise"]) for r in runs], 0) for runs in pairs(saved))         # (n,) mean over seeds
     gap, (low, high) = paired_bootstrap(ours, control)
     return tuple(float(x / control.mean()) for x in (gap, low, high))
 
@@ -200,6 +203,6 @@ def table(saved):
     def cells(runs): return " ".join(f"{spread([100 * rate_of(saved, r[kind], kind) for r in runs]):>16}" for kind in ("noise", "clean"))
     title = "orders that are not exact, %" if saved["settings"]["plan"]["task"] == "order" else "word error rate, %"
     lines = [f"{title + ', unseen voices':44}|{'in noise':>16} {'as spoken':>16}"] + [f"{name:44}|{cells([saved['before'][name]])}" for name in ("tiny", "start")]
-    lines += [f"{row:44}|{cells(runs)}" for row in (CONTROL, saved["chosen"]) if (runs := [r for r in saved["rows"] if r["row"] == row])]
+    lines += [f"{row:44}|{cells(runs)}" for row, runs in zip((CONTROL, saved["chosen"]), pairs(saved))]
     gap, low, high = difference(saved)
     return "\n".join(lines + [f"errors in noise, {saved['chosen']} against {CONTROL}: {100 * gap:+.1f} % [{100 * low:+.1f}, {100 * high:+.1f}]"])
