@@ -375,6 +375,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'speechllm_course.lm.exchange': ('lm.html#exchange', 'speechllm_course/lm.py'),
                                      'speechllm_course.lm.label_loss': ('lm.html#label_loss', 'speechllm_course/lm.py'),
                                      'speechllm_course.lm.load_lm': ('lm.html#load_lm', 'speechllm_course/lm.py'),
+                                     'speechllm_course.lm.name_vocabulary': ('lm.html#name_vocabulary', 'speechllm_course/lm.py'),
                                      'speechllm_course.lm.not_there': ('lm.html#not_there', 'speechllm_course/lm.py'),
                                      'speechllm_course.lm.pad_rows': ('lm.html#pad_rows', 'speechllm_course/lm.py'),
                                      'speechllm_course.lm.reply': ('lm.html#reply', 'speechllm_course/lm.py'),

@@ -148,6 +148,7 @@ def read_audio(
             if f.frames == 0: raise AudioError(f"{name}: holds no samples; record it again")
             if seconds > max_seconds:
                 raise AudioError(f"{name}: {seconds:.0f} s is longer than {max_seconds:.0f} s; cut it into shorter clips")
+            if f.channels > 8: raise AudioError(f"{name}: {f.channels} channels, at most 8 are read; mix them down to one")
             if f.format not in _CHECKED: raise AudioError(f"{name}: {f.format} files are not checked for a missing end; convert it to wav or flac")
             bare = _bare_mp3_rates(data) if f.format == "MP3" else ()
             if len(bare) > 1: raise AudioError(f"{name}: an mp3 of varying bit rate without a Xing header, so its length is only guessed; convert it to wav or flac")

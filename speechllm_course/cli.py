@@ -1,5 +1,5 @@
 "The command line: thin functions that call the library and turn its errors into one line."
-import json, os, sys, warnings
+import contextlib, json, os, sys, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -8,12 +8,20 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import typer
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
-                  help="Build a speech LLM, hear it, measure it. Start with: speechllm tour")
+HELP = dict(help_option_names=["-h", "--help"])
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings=HELP,
+                  help="Build a speech LLM, hear it, measure it. Start with: speechllm tour. Every command takes --debug, which shows where an error arose.")
 data_app = typer.Typer(no_args_is_help=True, help="List, build and fetch corpora. Example: speechllm data list")
 bench_app = typer.Typer(no_args_is_help=True, help="Studies on equal terms, and speed against peers. Example: speechllm bench fusion --quick")
 app.add_typer(data_app, name="data"); app.add_typer(bench_app, name="bench")
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+Longest = Annotated[int, typer.Option(help="longest reply, in tokens; a longer one is cut, with a warning (0: 64, and 400 with --speak)", min=0)]
+
+@app.callback()
+def options(version: Annotated[bool, typer.Option("--version", help="print the version and stop", is_eager=True)] = False):
+    if version:
+        from importlib.metadata import version as installed
+        print(installed("speechllm_course")); raise typer.Exit
 
 class Failed(Exception):
     "A command did not succeed; its message has been printed."
@@ -65,61 +73,76 @@ def train(config: Annotated[Path, typer.Argument(help="a YAML file with a stage,
 
 @app.command()
 def transcribe(files: Annotated[list[Path], typer.Argument(help="recordings of up to 60 s")], model: Annotated[str, typer.Option(help="a shipped model or a folder")] = "tiny",
-               strict: Annotated[bool, typer.Option(help="stop at the first recording that cannot be used")] = False, device: Device = "auto"):
+               strict: Annotated[bool, typer.Option(help="stop at the first recording that cannot be used")] = False, max_new_tokens: Longest = 0, device: Device = "auto"):
     """Write down what recordings say. Example: speechllm transcribe one.wav two.flac"""
-    _listen(files, "transcribe", model, strict, pick_device(device))
+    _listen(files, "transcribe", model, strict, pick_device(device), max_new_tokens)
 
 @app.command()
 def ask(file: Annotated[Path, typer.Argument(help="a recording of up to 60 s")], prompt: Annotated[str, typer.Option(help="what to do with it")] = "answer",
         model: Annotated[Optional[str], typer.Option(help="a shipped model or a folder (default: tiny; tiny-units with --speak)")] = None,
         speak: Annotated[Optional[Path], typer.Option(help="write a spoken answer to this WAV file")] = None,
-        voice: Annotated[Optional[Path], typer.Option(help="a recording whose voice the answer copies (with --speak)")] = None, device: Device = "auto"):
+        voice: Annotated[Optional[Path], typer.Option(help="a recording whose voice the answer copies (with --speak)")] = None, max_new_tokens: Longest = 0, device: Device = "auto"):
     """Answer a spoken question or request. Example: speechllm ask question.wav --speak answer.wav"""
     if voice and not speak: raise typer.BadParameter("--voice needs --speak: only a spoken answer has a voice")
-    if speak: return _speak(file, prompt, model or "tiny-units", speak, voice, pick_device(device))
-    _listen([file], prompt, model or "tiny", True, pick_device(device), names=False)
+    if speak: return _speak(file, prompt, model or "tiny-units", speak, voice, pick_device(device), max_new_tokens)
+    _listen([file], prompt, model or "tiny", True, pick_device(device), max_new_tokens, names=False)
 
-def _speak(file, prompt, model, out, voice, device):
+def _speak(file, prompt, model, out, voice, device, longest):
     "Answer aloud: the text is printed, the speech written."
     from speechllm_course.audio import load_audio, save_audio
     clip, voice = load_audio(file), voice and load_audio(voice)
     from speechllm_course.commands.spoken import load_any
     from speechllm_course.sequences import ALOUD
     from speechllm_course.vocoder import voice_vector
-    text, waveform = load_any(model, device, vocoder=True).speech(clip, ALOUD[0] if prompt == "answer" else prompt, voice=None if voice is None else voice_vector(voice))
+    speech_llm = load_any(model, device, vocoder=True)
+    with _doubts(file, clip): text, waveform = speech_llm.speech(clip, ALOUD[0] if prompt == "answer" else prompt, voice=None if voice is None else voice_vector(voice), max_new_tokens=longest or 400)
     print(text)
     if not len(waveform): raise ValueError(f"{file}: the reply has no speech; ask with the prompt {ALOUD[0]!r}")
     save_audio(out, waveform)
 
-def _listen(files, prompt, model, strict, device, names=True):
-    "Shared by transcribe and ask: the good files are answered, the bad ones named."
-    from speechllm_course.audio import AudioError, clipped_share, load_audio
-    clips, bad = [], 0
+def _listen(files, prompt, model, strict, device, longest, names=True):
+    "Shared by transcribe and ask: one recording after the other; the good ones are answered, the bad ones named."
+    from speechllm_course.audio import AudioError, load_audio
+    speech_llm, bad = None, 0
     for file in files:
-        try: clips.append((file, load_audio(file)))
+        try: waveform = load_audio(file)
         except AudioError as e:
             if strict: raise
             say(f"error: {e}"); bad += 1
-    if clips:
-        from speechllm_course.commands.spoken import load_any
-        from speechllm_course.lm import CutReply
-        speech_llm = load_any(model, device)
-        for file, waveform in clips:
-            if (share := clipped_share(waveform)) > .01: say(f"warning: {file}: {share:.0%} of the samples are clipped; words may be wrong")
-            with warnings.catch_warnings(record=True) as cut:
-                warnings.simplefilter("always", CutReply)
-                text = speech_llm.answer(waveform, prompt)
-            for warning in cut:
-                if issubclass(warning.category, CutReply): say(f"warning: {file}: {warning.message}")
-            print(f"{file}\t{text}" if names and len(files) > 1 else text)
+            continue
+        if speech_llm is None:
+            from speechllm_course.commands.spoken import load_any
+            speech_llm = load_any(model, device)
+        try:
+            with _doubts(file, waveform): text = speech_llm.answer(waveform, prompt, longest or 64)
+        except ValueError as e:                                      # too long for the language model
+            if strict: raise
+            say(f"error: {file}: {e}"); bad += 1
+            continue
+        print(f"{file}\t{text}" if names and len(files) > 1 else text, flush=True)
     if bad: raise Failed
+
+TRAINED = 15    # seconds: longer than any clip that the shipped models were trained on
+
+@contextlib.contextmanager
+def _doubts(file, waveform):
+    "Say what makes an answer doubtful: clipped samples, a long recording, a reply that was cut."
+    from speechllm_course.audio import SAMPLE_RATE, clipped_share
+    from speechllm_course.lm import CutReply
+    if (share := clipped_share(waveform)) > .01: say(f"warning: {file}: {share:.0%} of the samples are clipped; words may be wrong")
+    if (seconds := len(waveform) / SAMPLE_RATE) > TRAINED: say(f"warning: {file}: {seconds:.0f} s are longer than anything that the shipped models were trained on; words may be missing, so cut it into sentences")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", CutReply)
+        yield
+    for warning in caught:
+        if issubclass(warning.category, CutReply): say(f"warning: {file}: {warning.message}")
 
 @app.command(name="eval")
 def eval_(data: Annotated[str, typer.Option(help="world:SPLIT, requests or requests:CONDITION (refusals in held-out wordings), fsdd, fsdd:SPEAKER, barista, or a folder with metadata.csv")], root: Annotated[Optional[Path], typer.Option(help="folder that holds fsdd/, barista/")] = None,
           task: Annotated[Optional[str], typer.Option(help="asr, qa, command, order, digit, manner, refuse, answer, spoken_qa or resynthesis (default: the corpus's own)")] = None,
           part: Annotated[str, typer.Option(help="all, encoder or lm")] = "all", input: Annotated[str, typer.Option(help="audio, or text: the transcript instead of the clip")] = "audio",
           model: Annotated[Optional[str], typer.Option(help="a shipped model or a folder (default: tiny; tiny-units where it has to speak, tiny-orders for barista)")] = None, committed: Annotated[bool, typer.Option(help="only the clips that travel with the package, even where more can be synthesised")] = False,
-          world_seed: Annotated[int, typer.Option(help="of a full split or of requests; another seed is a regenerated world")] = 0, limit: Annotated[int, typer.Option(help="clips at most (0: all)")] = 0,
+          world_seed: Annotated[int, typer.Option(help="of a full split or of requests; another seed is a regenerated world")] = 0, limit: Annotated[int, typer.Option(help="clips at most (0: all)", min=0)] = 0,
           diagnose: Annotated[bool, typer.Option(help="seven examinations besides: does it listen, follow other wordings, keep its text skill; are batches, prompts and spans sound")] = False, diagnose_clips: Annotated[int, typer.Option(help="clips that the examinations use, and as many written questions", min=2)] = 60, strict: Annotated[bool, typer.Option(help="fail on a broken clip")] = False,
           as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False, out: Annotated[Optional[Path], typer.Option(help="write the JSON here too")] = None, device: Device = "auto"):
     """Measure a model on a corpus. Example: speechllm eval --data world:test_voices --task qa --json"""
@@ -148,13 +171,15 @@ def speed(out: Annotated[Optional[Path], typer.Option(help="write the JSON here 
 @bench_app.command()
 def fusion(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few steps: every row runs, no figure is evidence")] = False,
            transcripts: Annotated[bool, typer.Option(help="connectors only, trained on transcripts alone for at most two minutes each")] = False,
+           loudness: Annotated[bool, typer.Option(help="one connector, its span as loud as words, louder, quieter: does it matter?")] = False,
            out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped (default: runs/fusion.json)")] = None,
            row: Annotated[Optional[list[str]], typer.Option(help="only this row; may be given several times")] = None):
     """Every post-process and every connector on equal terms. Example: speechllm bench fusion --quick"""
-    from speechllm_course.commands.fusion_study import ROWS, run
-    for name in row or []: choose("--row", name, ROWS)
-    if quick and transcripts: raise typer.BadParameter("--quick and --transcripts are two studies; choose one")
-    run(out, quick, transcripts, row)
+    from speechllm_course.commands.fusion_study import LOUDNESS_ROWS, ROWS, run
+    for name in row or []: choose("--row", name, LOUDNESS_ROWS if loudness else ROWS)
+    kinds = [kind for kind, wanted in (("quick", quick), ("transcripts", transcripts), ("loudness", loudness)) if wanted]
+    if len(kinds) > 1: raise typer.BadParameter(f"--{kinds[0]} and --{kinds[1]} are two studies; choose one")
+    run(out, *kinds[:1] or [""], only=row)
 
 @bench_app.command()
 def claim(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few steps: every row runs, no figure is evidence")] = False,
@@ -236,8 +261,8 @@ def data_list():
     list_data()
 
 @data_app.command("build")
-def data_build(split: Annotated[str, typer.Argument(help="train, valid, test_voices, test_text or test_both")] = "test_voices", seed: Annotated[int, typer.Option(help="another seed, another corpus of the same world")] = 0,
-               n: Annotated[int, typer.Option(help="clips")] = 1000):
+def data_build(split: Annotated[str, typer.Argument(help="train, valid, test_voices, test_text, test_both or test_synthesiser")] = "test_voices", seed: Annotated[int, typer.Option(help="another seed, another corpus of the same world")] = 0,
+               n: Annotated[int, typer.Option(help="clips", min=1)] = 1000):
     """Synthesise a full split of the world into the cache. Example: speechllm data build test_voices"""
     from speechllm_course.corpus import cache_dir, load_world
     print(f"{len(load_world(split, True, seed, n))} clips in {cache_dir() / 'world'}")
@@ -273,8 +298,9 @@ def main():
     except Exception as e:
         if debug: raise
         usage = hasattr(e, "format_message")                     # click's own errors: a wrong option, a missing argument
-        say(f"error: {e.format_message() if usage else _one_line(e)}")
-        sys.exit(2 if usage else 1)
+        if type(e).__name__ == "NoArgsIsHelpError": print(e.format_message())
+        else: say(f"error: {e.format_message() if usage else _one_line(e)}")
+        sys.exit(2 if usage else getattr(e, "exit_code", 1))
 
 def _one_line(e):
     known = isinstance(e, (ValueError, OSError, ImportError, RuntimeError)) and str(e)
@@ -287,7 +313,7 @@ def _silence():
     logging.disable(logging.WARNING)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error"); os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1"); os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if len(sys.argv) > 1 and "--help" not in sys.argv:             # help should not wait for transformers
+    if len(sys.argv) > 1 and not {"-h", "--help"} & {*sys.argv}:             # help should not wait for transformers
         try: from transformers.utils import logging as transformers_logging
         except Exception: return                                   # doctor explains what is broken
         transformers_logging.disable_progress_bar(); transformers_logging.set_verbosity_error()

@@ -25,6 +25,7 @@ class ConformerConfig(PreTrainedConfig):
     conv_kernel: int = 15
     mels: int = MELS
     vocab_size: int = 320        # heads: the language model's vocabulary; the CTC blank is one more, at the end
+    vocabulary: str = ""         # heads: which vocabulary of that size (`name_vocabulary`), where it is known
     letter_layer: int = 4        # heads: after this block a second CTC head spells letters; it gets the training off the ground
     dropout: float = 0.0
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPECIAL', 'CHAT_TEMPLATE', 'train_tokenizer', 'chat', 'pad_rows', 'exchange', 'TextBatches', 'tiny_llama',
-           'label_loss', 'LabelLoss', 'not_there', 'load_lm', 'CutReply', 'count_cut', 'warn_cut', 'reply']
+           'label_loss', 'LabelLoss', 'not_there', 'load_lm', 'name_vocabulary', 'CutReply', 'count_cut', 'warn_cut',
+           'reply']
 
 # %% ../nbs/04_lm.ipynb #lm-003
 import json, random, textwrap, warnings
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from .cache import fingerprint
 from .corpus import find_artifact
 from .world import PROMPTS, sentences
 
@@ -149,6 +151,12 @@ def load_lm(
     if folder.is_dir(): source = folder                            # a hub id stays as it was written
     try: return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True).to(device).eval(), AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, SafetensorError) as e: raise not_there(source, "language model", e) from None
+
+def name_vocabulary(
+    tokenizer, # of a language model
+) -> str: # 16 hex digits
+    "A short name for a vocabulary: the same pieces with the same ids, the same name. Whatever learned to speak in ids can say whose they are."
+    return fingerprint(sorted(tokenizer.get_vocab().items()))
 
 # %% ../nbs/04_lm.ipynb #lm-047
 class CutReply(UserWarning):

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from .encoders import SpeechEncoder
 from .fusion import compact, find, spread
-from .lm import count_cut, label_loss, warn_cut
+from .lm import count_cut, label_loss, name_vocabulary, warn_cut
 
 # %% ../nbs/06b_model.ipynb #model-035
 def place_spans(
@@ -229,9 +229,11 @@ class SpeechLLMForCausalLM(SpeechLLMPreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def generate(self, input_ids, attention_mask=None, input_features=None, input_features_mask=None, hidden_states=None, clip_counts=None, **kwargs):
-        "Generate from prompts with audio. Returns (B, L + new): `input_ids` with the new tokens behind."
+        "Generate from prompts with audio. Returns (B, L + new): `input_ids` with the new tokens behind. Raises `ValueError` for a prompt that is longer than the language model can read."
         embeds, mask, span = self.model.embed(input_ids, attention_mask, input_features, input_features_mask, hidden_states, clip_counts=clip_counts)
         embeds, mask, _, _ = compact(embeds, mask, left=True)
+        limit = getattr(self.config.text_config, "max_position_embeddings", None) or embeds.shape[1] + 1
+        if embeds.shape[1] >= limit: raise ValueError(f"{embeds.shape[1]} positions of text and audio, and the language model reads at most {limit}; cut the recording into shorter ones")
         if span is not None and span.memory is not None: kwargs.update(memory=span.memory, memory_mask=span.memory_mask)
         new = super().generate(inputs_embeds=embeds, attention_mask=mask.long(), **kwargs)
         return torch.cat([input_ids.repeat_interleave(len(new) // len(input_ids), 0), new], 1)          # several replies to one prompt stand together
@@ -277,9 +279,12 @@ class SpeechLLM(SpeechLLMForCausalLM):
         audio_token_id:int=4, # the placeholder's id
         post_process:dict|None=None, # {"name": …, options}
         connector:dict|None=None): # {"name": …, options}
-        "Join a trained encoder and a trained language model with fresh slots between them."
+        "Join a trained encoder and a trained language model with fresh slots between them. Raises `ValueError` where a CTC head would be taken over that speaks another vocabulary."
         model = cls(SpeechLLMConfig(audio_config=encoder.config.to_dict(), text_config=lm.config.to_dict(), audio_token_id=audio_token_id,
                                     post_process=post_process, connector=connector, prompt_end=getattr(processor, "prompt_end", None)))
+        spoken, connector = getattr(encoder.config, "vocabulary", ""), model.model.connector
+        if spoken and processor is not None and getattr(connector, "start", "") == "encoder" and spoken != name_vocabulary(processor.tokenizer):
+            raise ValueError("head: the encoder's CTC head speaks the tokens of another language model; use an encoder trained for this one, or head: fresh")
         copy_parts(model, encoder, lm)
         model.processor = processor
         return model.eval()

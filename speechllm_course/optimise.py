@@ -45,12 +45,12 @@ def check_config(
     known, types = {f.name: f for f in fields(kind)}, get_type_hints(kind)
     for key, value in values.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
+            near = difflib.get_close_matches(str(key), known, 1)
             raise ConfigError(f"{key}: unknown key{f'; did you mean {near[0]}?' if near else '; known: ' + ', '.join(known)}")
         want = types[key]
         if want is float and isinstance(value, int) and not isinstance(value, bool): value = values[key] = float(value)
         if want in (int, float, str, list, dict, bool) and (not isinstance(value, want) or (want is int and isinstance(value, bool))):
-            raise ConfigError(f"{key}: {value!r} is not of type {want.__name__}; for instance {key}: {getattr(kind(), key)!r}")
+            raise ConfigError(f"{key}: {value!r} is not of type {want.__name__}; for instance {key}: {getattr(kind(), key)!r}{' (YAML takes 1e-3, without a point, for text)' if want is float else ''}")
     return kind(**values)
 
 # %% ../nbs/03a_optimise.ipynb #train-018
@@ -68,8 +68,10 @@ def freeze(
     model:torch.nn.Module, # any model
     trainable:list, # regular expressions, searched in parameter names
 ) -> int: # number of trainable parameters
-    "Let only the named parameters move. Raises `ConfigError` when that leaves none."
-    for name, p in model.named_parameters(): p.requires_grad_(any(re.search(pattern, name) for pattern in trainable))
+    "Let only the named parameters move. Raises `ConfigError` when that leaves none, and for what is no regular expression."
+    try: patterns = [re.compile(pattern) for pattern in trainable]
+    except (re.error, TypeError) as e: raise ConfigError(f"trainable: {trainable} are not regular expressions ({e})") from None
+    for name, p in model.named_parameters(): p.requires_grad_(any(pattern.search(name) for pattern in patterns))
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if not count: raise ConfigError(f"trainable: {trainable} matches no parameter; names look like {', '.join(n for n, _ in list(model.named_parameters())[:3])}")
     return count
@@ -81,7 +83,8 @@ def make_optimizer(
 ) -> torch.optim.Optimizer: # AdamW
     "AdamW; weight decay on matrices, none on norms and biases; a share of the rate where `rates` has one. Raises `ConfigError` for a pattern that matches nothing that moves."
     moving = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    idle = [pattern for pattern in config.rates if not any(re.search(pattern, n) for n in moving)]
+    try: idle = [pattern for pattern in config.rates if not any(re.search(pattern, n) for n in moving)]
+    except (re.error, TypeError) as e: raise ConfigError(f"rates: {[*config.rates]} are not regular expressions ({e})") from None
     if idle: raise ConfigError(f"rates: {idle[0]!r} matches no parameter that moves; names look like {', '.join([*moving][:3])}")
     groups = {}
     for n, p in moving.items():

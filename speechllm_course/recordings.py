@@ -103,7 +103,9 @@ def load_folder(
     folder = Path(folder)
     table = folder / "metadata.csv"
     if not table.exists(): raise DataError(f"{folder}: no metadata.csv; make one with the columns file_name,text,task,answer")
-    with open(table, newline="", encoding="utf-8-sig") as f: rows = list(csv.DictReader(f))
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as f: rows = list(csv.DictReader(f))
+    except UnicodeDecodeError: raise DataError(f"{table}: not a text file in UTF-8; save it as one") from None
     if not rows or not {"file_name", "text"} <= rows[0].keys(): raise DataError(f"{table}: needs the columns file_name and text; found {', '.join(rows[0]) if rows else 'nothing'}")
     short = next((i for i, r in enumerate(rows, 2) if not r["file_name"] or r["text"] is None), None)
     if short: raise DataError(f"{table}: line {short} has no file_name or no text; complete it")
@@ -112,14 +114,14 @@ def load_folder(
 def load_librispeech(
     folder:str|Path, # such as LibriSpeech/test-clean: speaker/chapter/*.flac with *.trans.txt
 ) -> Dataset: # rows with audio, text, voice
-    "A corpus in LibriSpeech's layout."
+    "A corpus in LibriSpeech's layout; a line whose recording is missing stays, to be skipped and named when it is decoded."
     rows = []
     for transcript in sorted(Path(folder).rglob("*.trans.txt")):
         for line in transcript.read_text().splitlines():
             name, _, text = line.partition(" ")
-            found = [transcript.parent / f"{name}{s}" for s in SUFFIXES if (transcript.parent / f"{name}{s}").exists()]
-            if found: rows.append(_row(found[0], text=text.lower(), task="asr", answer=text.lower(), voice=name.split("-")[0]))
-    if not rows: raise DataError(f"{folder}: no *.trans.txt with recordings beside it; is this LibriSpeech's layout?")
+            found = [path for s in SUFFIXES if (path := transcript.parent / f"{name}{s}").exists()]
+            if name: rows.append(_row(found[0] if found else transcript.parent / f"{name}.flac", text=text.lower(), task="asr", answer=text.lower(), voice=name.split("-")[0]))
+    if not any(Path(r["audio"]["path"]).exists() for r in rows): raise DataError(f"{folder}: no *.trans.txt with recordings beside it; is this LibriSpeech's layout?")
     return as_dataset(rows)
 
 # %% ../nbs/02d_recordings.ipynb #recordings-022

@@ -37,11 +37,11 @@ def identity(
 # %% ../nbs/14f_sharing.ipynb #sharing-021
 CARD = """---
 base_model: {base}
-license: apache-2.0
+license: {licence}
 library_name: peft
 tags: [speech, lora, speechllm]
 ---
-# Adapter {name} for {base}
+# {folder}: an adapter for {base}
 
 {about}
 
@@ -70,6 +70,7 @@ def save_adapter(
     name:str="default", # of the adapter
     also:tuple=(), # regular expressions of other parameters that were trained
     about:str="What it does, and on what it was trained, has not been written down yet.", # for the card
+    licence:str="other", # for the card, in the hub's words, such as apache-2.0; other: the text says it
 ) -> Path: # the folder
     "Save what was trained and nothing else. Raises `ValueError` for an adapter that is not there or merged, and for an `also` that meets nothing."
     if name not in adapters(model): raise ValueError(f"name: no adapter {name!r}; there are {', '.join(adapters(model)) or 'none'}")
@@ -83,7 +84,7 @@ def save_adapter(
     if brought: _write(folder / "also.safetensors", lambda p: save_file(brought, p))
     else: (folder / "also.safetensors").unlink(missing_ok=True)
     _write(folder / "base.json", lambda p: p.write_text(json.dumps(dict(base=str(base), identity=base_identity, also=list(also)), indent=1)))
-    card = CARD.format(base=base, name=name, about=about, rank=config.r, alpha=config.lora_alpha, layers=len(tensors) // 2, targets=str(config.target_modules).replace("|", r"\|"), parameters=sum(t.numel() for t in tensors.values()), also=", ".join(also) or "nothing", identity=base_identity, folder=folder.name)
+    card = CARD.format(base=base, licence=licence, about=about, rank=config.r, alpha=config.lora_alpha, layers=len(tensors) // 2, targets=str(config.target_modules).replace("|", r"\|"), parameters=sum(t.numel() for t in tensors.values()), also=", ".join(also) or "nothing", identity=base_identity, folder=folder.name)
     _write(folder / "README.md", lambda p: p.write_text(card))
     return folder
 

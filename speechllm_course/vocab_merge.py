@@ -173,10 +173,12 @@ def unit_replies(
     max_new_tokens:int, # longest reply; longer ones are cut, with a `CutReply` warning
     stops:list, # token ids that end a reply
 ) -> list[list]: # the token ids of one reply each
-    "Greedy replies to a batch of clips."
+    "Greedy replies to a batch of clips. Raises `ValueError` for a clip that is longer than the language model can read."
     prompts, pad = [prompts] * len(clips) if isinstance(prompts, str) else prompts, model.tokenizer.pad_token_id
     rows = [chat(model.tokenizer, p, to_text(ids)) for p, (ids, _) in zip(prompts, model.units.encode(clips))]
     batch = pad_rows(rows, pad, left=True)
+    limit = getattr(model.lm.config, "max_position_embeddings", None) or batch["input_ids"].shape[1] + 1
+    if batch["input_ids"].shape[1] >= limit: raise ValueError(f"{batch['input_ids'].shape[1]} tokens of text and units, and the language model reads at most {limit}; cut the recording into shorter ones")
     ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)                             # (B, L)
     new = model.lm.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stops, pad_token_id=pad,
                             logits_processor=LogitsProcessorList([SpeechGrammar(model.layout)]))[:, ids.shape[1]:]         # (B, new)

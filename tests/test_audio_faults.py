@@ -74,6 +74,9 @@ def test_rates_and_channels(rate, channels):
     spectrum = torch.fft.rfft(waveform).abs()
     assert abs(int(spectrum.argmax()) * 16_000 / len(waveform) - 300) < 2
 
+def test_more_channels_than_a_recording_of_speech_has():
+    with pytest.raises(AudioError, match="9 channels, at most 8"): load_audio(written(np.zeros((1600, 9)), 16_000))
+
 @pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
 def test_sample_formats_sound_alike(tone, subtype):
     assert (load_audio(written(tone.numpy(), subtype=subtype)) - tone).abs().max() < .01

@@ -6,7 +6,7 @@ import pytest, soundfile, torch
 from speechllm_course.audio import load_audio, save_audio
 from speechllm_course.corpus import load_world
 
-COMMANDS = ["doctor", "tour", "build", "train", "transcribe", "ask", "eval", "notebooks", "check", "data list", "data build", "data fetch", "bench speed", "bench fusion", "bench claim"]
+COMMANDS = ["doctor", "tour", "build", "train", "transcribe", "ask", "eval", "notebooks", "check", "data list", "data build", "data fetch", *(f"bench {name}" for name in ("speed", "fusion", "claim", "pretrain", "sft", "rl", "safety", "orders", "towards", "whole"))]
 
 @pytest.fixture
 def clip(tmp_path):
@@ -21,15 +21,16 @@ def test_help_has_an_example(command, name):
     (["ask"], 2, "Missing argument"), (["fly"], 2, "No such command"), (["ask", "none.wav"], 1, "no such file"), (["ask", "."], 1, "a directory"),
     (["tour", "--preset", "huge"], 2, "choose from tiny"), (["tour", "--device", "tpu"], 2, "choose auto, cpu or cuda"),
     (["eval", "--data", "wurld"], 1, "neither a corpus"), (["eval", "--data", "world:tests"], 1, "no such split"), (["eval", "--data", "world:valid", "--task", "sing"], 2, "choose from asr"),
-    (["eval", "--data", "world:valid", "--part", "lm"], 1, "add --input text"), (["eval", "--data", "fsdd:nobody", "--root", "/nowhere"], 1, "speechllm data fetch fsdd"),
-    (["train", "none.yaml"], 1, "no such config file"), (["build", "moon"], 2, "choose from corpus"), (["build", "--quick"], 1, "give --out"), (["data", "fetch", "timit"], 2, "choose from fsdd"), (["eval", "--data", "world:valid", "--part", "ear"], 2, "choose from all"), (["check", "99"], 1, "no exercises"),
+    (["eval", "--data", "world:valid", "--part", "lm"], 2, "add --input text"), (["eval", "--data", "fsdd:nobody", "--root", "/nowhere"], 1, "speechllm data fetch fsdd"),
+    (["train", "none.yaml"], 1, "no such config file"), (["build", "moon"], 2, "choose from corpus"), (["build", "--quick"], 2, "give --out"), (["data", "fetch", "timit"], 2, "choose from fsdd"), (["eval", "--data", "world:valid", "--part", "ear"], 2, "choose from all"), (["check", "99"], 1, "no exercises"),
 ])
 def test_errors_are_one_line(command, arguments, code, part):
     got, out, err = command(*arguments)
     assert got == code and part in err and len(err.strip().splitlines()) == 1 and "Traceback" not in err
 
 @pytest.mark.parametrize("text,part", [
-    ("stag: lm", "did you mean stage"), ("stage: song", "choose from"), ("stage: lm\ntrain: {steps: soon}", "not of type int"), ("stage: lm\ntrain: {learning_rat: 1.0}", "did you mean learning_rate"),
+    ("stag: lm", "did you mean stage"), ("1: lm", "unknown key"), ("stage: lm\ntrain: {learning_rate: 1e-3}", "without a point"), ("stage: speechllm\ntrain: {trainable: ['(']}\ndata: {clips: 4}", "not regular expressions"),
+    ("stage: encoder\nstart: lm", "is a llama"), ("stage: encoder\nstart: nowhere", "holds no model"), ("stage: encoder\nlm: nowhere", "no language model there"), ("stage: vocoder\nstart: encoder", "is a speechllm_conformer"), ("stage: pretrain\nstart: lm", "is a llama"), ("stage: song", "choose from"), ("stage: lm\ntrain: {steps: soon}", "not of type int"), ("stage: lm\ntrain: {learning_rat: 1.0}", "did you mean learning_rate"),
     ("{", "not valid YAML"), ("- 1", "needs keys"), ("stage: speechllm\nencoder: /nowhere", "no encoder there"), ("stage: speechllm\nmodel: {connector: {name: mlpp}}", "did you mean mlp"),
     ("stage: speechllm\nmodel: {connector: {name: mlp, stack: 0}}", "at least 1"), ("stage: speechllm\ntrain: {trainable: [conector]}\ndata: {clips: 4}", "matches no parameter"),
 ])
@@ -37,6 +38,41 @@ def test_bad_configs(command, tmp_path, text, part):
     path = tmp_path / "config.yaml"; path.write_text(text)
     code, _, err = command("train", path, "--dry-run")
     assert code == 1 and part in err and len(err.strip().splitlines()) == 1
+
+def test_config_files_that_are_none(command, tmp_path):
+    (tmp_path / "binary.yaml").write_bytes(b"stage: \xff\xfe")
+    for path, part in ((tmp_path, "a directory"), (tmp_path / "binary.yaml", "UTF-8")):
+        code, _, err = command("train", path)
+        assert code == 1 and part in err and len(err.strip().splitlines()) == 1
+
+def test_a_dry_run_of_units_leaves_nothing(command, tmp_path):
+    (tmp_path / "units.yaml").write_text(f"stage: units\nout: {tmp_path / 'out'}\nmodel: {{K: 20}}\ndata: {{clips: 12}}")
+    code, out, err = command("train", tmp_path / "units.yaml", "--dry-run")
+    assert code == 0 and "config and data are fine" in out and not (tmp_path / "out").exists(), err
+
+def test_help_version_and_nothing_at_all(command):
+    import speechllm_course
+    code, out, _ = command("-h")
+    assert code == 0 and "speechllm tour" in out and "--debug" in out
+    assert command("ask", "-h")[0] == 0 and command("--version")[:2] == (0, speechllm_course.__version__ + "\n")
+    code, out, err = command()
+    assert code == 2 and "Usage" in out and not err
+
+def test_doubtful_recordings_are_answered_with_a_warning(command, clip, tmp_path):
+    sound = load_audio(clip)
+    loud, long = save_audio(tmp_path / "loud.wav", (sound * 30).clamp(-1, 1)), save_audio(tmp_path / "long.wav", sound.repeat(6))
+    code, out, err = command("transcribe", loud)
+    assert code == 0 and out.strip() and "are clipped" in err
+    code, out, err = command("transcribe", long, clip, "--max-new-tokens", 5)
+    assert code == 0 and len(out.splitlines()) == 2 and "longer than anything" in err and "cut after 5 tokens" in err
+    code, out, err = command("ask", loud, "--speak", tmp_path / "reply.wav")
+    assert code == 0 and "are clipped" in err and (tmp_path / "reply.wav").exists()
+
+def test_a_recording_beyond_the_language_model_is_named(command, clip, tmp_path):
+    sound = load_audio(clip)
+    longest = save_audio(tmp_path / "longest.wav", sound.repeat(60 * 16_000 // len(sound))[:60 * 16_000 - 1])
+    code, out, err = command("transcribe", longest, clip)
+    assert code == 1 and "longest.wav" in err and "reads at most 512" in err and "clip.wav" in out
 
 def test_ask_and_transcribe(command, clip):
     code, out, err = command("ask", clip)

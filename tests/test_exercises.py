@@ -1,5 +1,5 @@
 "The solution passes; the stub and plausible bugs fail, each with a message of its own."
-import numpy as np, pytest, re, torch, zlib
+import json, numpy as np, pytest, re, torch, zlib
 
 from conftest import ROOT
 from speechllm_course import checks
@@ -369,6 +369,19 @@ def test_every_exercise_has_two_bugs():
         for exercise in checkers(lesson):
             messages = [m for l, e, _, m in BUGS if (l, e) == (lesson, exercise)]
             assert len(set(messages)) >= 2, exercise
+
+def test_a_check_below_the_solution_does_no_harm(command, tmp_path):
+    notebook = json.loads((ROOT / "nbs" / "solutions" / "08_postprocess.ipynb").read_text())
+    merged, cells = [], notebook["cells"]
+    for cell in cells:                                                  # as somebody may do who tries it out in place
+        if "".join(cell["source"]).startswith("#| exercise\ncheck("): merged[-1]["source"] = "".join(merged[-1]["source"]) + "\n" + "".join(cell["source"]).split("\n", 1)[1]
+        else: merged.append(cell)
+    (tmp_path / "08.ipynb").write_text(json.dumps(dict(notebook, cells=merged)))
+    code, out, _ = command("check", "08", "--notebook", tmp_path / "08.ipynb")
+    assert code == 0 and out.count("OK") == len(checkers("08"))
+    helper = [dict(cell_type="code", source="#| exercise\ndef weighted_sum(states, w): return my_helper(states, w)")]
+    (tmp_path / "own.ipynb").write_text(json.dumps(dict(notebook, cells=helper)))
+    assert "put it into one" in command("check", "08", "--notebook", tmp_path / "own.ipynb")[1]
 
 def test_check_command(command, tmp_path):
     code, out, _ = command("check", "01", "--notebook", ROOT / "nbs" / "solutions" / "01_audio.ipynb")

@@ -1,5 +1,5 @@
 "Every choice for the two slots: trained by the one loop from a config file, saved, loaded, asked; refused before training where it cannot work; and the study that compares them."
-import json
+import json, shutil, time
 
 import pytest, torch, yaml
 
@@ -87,10 +87,20 @@ def test_a_saved_encoder_is_loaded_and_heard(tmp_path, kind):
     model(**model.processor.batch([clip], ["transcribe"], ["yes"])).loss.backward()
     assert isinstance(model.answer(clip, "transcribe", 3), str) and any(p.grad.abs().sum() > 0 for p in model.model.connector.parameters() if p.grad is not None)
 
+def test_a_head_that_speaks_another_vocabulary(tmp_path):
+    "Of the same size, so that no shape tells."
+    shutil.copytree(fusion_study.data_dir() / "encoder", tmp_path / "encoder")
+    config = json.loads((tmp_path / "encoder" / "config.json").read_text())
+    assert config["vocabulary"], "the shipped encoder says whose tokens it speaks"
+    (tmp_path / "encoder" / "config.json").write_text(json.dumps(config | dict(vocabulary="another")))
+    for name in ("hard", "soft", "compress"):
+        with pytest.raises(ValueError, match="tokens of another language model"): new_model(tmp_path / "encoder", connector=dict(name=name))
+    new_model(tmp_path / "encoder", connector=dict(name="soft", head="fresh")); new_model(tmp_path / "encoder")
+
 SMALL = Plan(clips=12, steps=1, budget=1500, pilot=1, rates=(1e-3, 2e-3), seeds=(0, 1), tests=6)
 
 @pytest.fixture
-def small_study(monkeypatch): monkeypatch.setattr(fusion_study, "QUICK", SMALL); monkeypatch.setattr(fusion_study, "Plan", lambda: SMALL); monkeypatch.setattr(fusion_study, "can_synthesise", lambda: False)
+def small_study(monkeypatch): monkeypatch.setattr(fusion_study, "PLANS", dict.fromkeys(fusion_study.PLANS, SMALL)); monkeypatch.setattr(fusion_study, "can_synthesise", lambda: False)
 
 def test_the_study_goes_on_where_it_stopped(small_study, tmp_path, capsys):
     out = tmp_path / "study.json"
@@ -108,8 +118,17 @@ def test_a_study_on_other_terms_is_not_continued(small_study, tmp_path):
 
 def test_quick_says_that_it_proves_nothing(small_study, command, tmp_path):
     code, out, _ = command("bench", "fusion", "--quick", "--row", "hard", "--out", tmp_path / "quick.json")
-    assert code == 0 and "no evidence" in out
-    assert command("bench", "fusion", "--row", "nothing")[0] == 2 and command("bench", "fusion", "--quick", "--transcripts")[0] == 2
+    assert code == 0 and "no evidence" in out and json.loads((tmp_path / "quick.json").read_text())["evidence"] is False
+    shutil.copy(fusion_study.data_dir() / "results" / "fusion.json", tmp_path / "full.json")
+    code, _, err = command("bench", "fusion", "--quick", "--row", "hard", "--out", tmp_path / "full.json")
+    assert code == 1 and "other settings" in err and len(json.loads((tmp_path / "full.json").read_text())["rows"]) > 50      # hours of work are not overwritten
+
+def test_a_quieter_span_is_quieter(small_study, tmp_path):
+    saved = fusion_study.run(tmp_path / "loud.json", "loudness", only=["none, 30 times quieter"])
+    assert [r["row"] for r in saved["rows"]] == ["none, 30 times quieter"] * 2 and (tmp_path / "loud.png").exists()
+
+def test_rows_and_studies_that_do_not_exist(command):
+    assert command("bench", "fusion", "--row", "nothing")[0] == 2 and command("bench", "fusion", "--quick", "--transcripts")[0] == 2 and command("bench", "fusion", "--loudness", "--row", "hard")[0] == 2
 
 def test_the_rows_are_on_equal_terms():
     "Slots as large as each other within 20 %, and as many positions a second, wherever the method leaves a choice."
@@ -117,3 +136,23 @@ def test_the_rows_are_on_equal_terms():
     sizes = {row: sum(p.numel() for n, p in make_model(*ROWS[row], False, 0).named_parameters() if "connector" in n or "post_process" in n) for row in ROWS if row not in fixed}
     assert max(sizes.values()) / min(sizes.values()) < 1.2, sizes
     assert {"linear", "conv", "qformer", "cross_attention", "hard", "soft", "compress", "cif"} < set(BEHIND_FINAL)
+    rows, own_places = fusion_study.load_study()["rows"], {"cross_attention", "cross_attention, LM frozen", "hard", "soft", "compress", "cif"}      # positions follow from the method
+    assert {r["steps"] for r in rows} == {Plan().steps} and all(8 < r["tokens_per_second"] < 9.6 for r in rows if r["row"] not in own_places)
+
+def test_steps_that_fit_into_a_time(monkeypatch):
+    now = [0.]
+    monkeypatch.setattr(fusion_study.time, "perf_counter", lambda: now[0])
+    def learn(steps): now[0] += .1 * steps
+    assert fusion_study.steps_within(60, 900, learn) == 540 and fusion_study.steps_within(600, 900, learn) == 900
+
+def test_which_one_when_puts_ones_own_steps_beside_the_study():
+    lines = fusion_study.closing(["layer 2", "hard"], {name: dict(loss=1.25, seconds=3.) for name in ("layer 2", "hard")}).splitlines()
+    hard = [r for r in fusion_study.load_study()["rows"] if r["row"] == "hard"]
+    assert f"{100 * sum(r['wer'] for r in hard) / len(hard):.1f}" in lines[3] and all("1.25" in line for line in lines[2:])
+
+@pytest.mark.slow
+def test_quick_runs_every_row_in_three_minutes(tmp_path, command):
+    began = time.time()
+    code, out, _ = command("bench", "fusion", "--quick", "--out", tmp_path / "quick.json")
+    assert code == 0 and {r["row"] for r in json.loads((tmp_path / "quick.json").read_text())["rows"]} == set(ROWS) and all(f"\n{row} " in out for row in ROWS)
+    assert time.time() - began < 180

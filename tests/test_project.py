@@ -77,7 +77,7 @@ def test_shipped_models_are_within_their_sizes():
     def count(folder, name="model.safetensors"):
         with safe_open(ROOT / "data" / folder / name, "pt") as f: return sum(f.get_tensor(k).numel() for k in f.keys())
     assert count("lm") <= 2_000_000 and count("encoder") <= 4_000_000 and count("judge") <= 2_000_000 and count("vocoder") <= 1_500_000 and count("tiny-units") <= 2_200_000
-    for folder in ("lm", "encoder", "tiny", "corpus", "judge", "units", "vocoder", "tiny-units"): assert "licence" in (ROOT / "data" / folder / "README.md").read_text().lower(), f"{folder}: needs a card"
+    for folder in ("lm", "encoder", "tiny", "corpus", "judge", "units", "vocoder", "tiny-units", "tiny-orders"): assert "licence" in (card := (ROOT / "data" / folder / "README.md").read_text().lower()) and "speechllm build" in card, f"{folder}: needs a card"
 
 def test_links_lead_somewhere():
     for path in [*ROOT.glob("*.md"), *(ROOT / "nbs").glob("*.ipynb"), *(ROOT / "data").glob("*/README.md")]:

@@ -120,3 +120,17 @@ def test_other_endings_are_found(tmp_path):
     folder = tmp_path / "fsdd" / "recordings"; folder.mkdir(parents=True)
     for name in ("1_ada_0.WAV", "2_ada_0.aiff", "3_ada_0.flac", "._4_ada_0.wav", "notes_of_us.wav"): (folder / name).write_bytes(b"")
     assert load_fsdd(root=tmp_path)["answer"] == ["1", "2", "3"]
+
+def test_a_line_without_its_recording_is_named(tmp_path, tone):
+    from speechllm_course.audio import save_audio
+    from speechllm_course.corpus import decode_rows
+    from speechllm_course.recordings import load_librispeech
+    chapter = tmp_path / "19" / "198"; chapter.mkdir(parents=True)
+    save_audio(chapter / "19-198-0000.flac", tone); (chapter / "19-198.trans.txt").write_text("19-198-0000 HELLO\n\n19-198-0001 AGAIN\n")
+    rows, _, skipped = decode_rows(load_librispeech(tmp_path))
+    assert [r["text"] for r in rows] == ["hello"] and len(skipped) == 1 and "19-198-0001.flac: no such file" in skipped[0]
+
+def test_a_table_in_another_encoding(tmp_path):
+    from speechllm_course.recordings import load_folder
+    (tmp_path / "metadata.csv").write_bytes("file_name,text\na.wav,caf\xe9\n".encode("latin-1"))
+    with pytest.raises(DataError, match="UTF-8"): load_folder(tmp_path)

@@ -1,5 +1,5 @@
 "The wheel works outside the repository: installed without the checkout, it takes the quick tour with what it carries."
-import json, os, shutil, subprocess, sys, sysconfig, time, venv
+import json, os, re, shutil, subprocess, sys, sysconfig, time, venv
 from pathlib import Path
 
 import pytest
@@ -45,6 +45,21 @@ def test_quick_tour(installed):
     assert (folder / "tour" / "results.json").exists() and (folder / "tour" / "model" / "slots.json").exists()
     assert time.time() - start < 30
 
+PLAYS = """<script>addEventListener("load", async () => {
+  const loaded = [...document.querySelectorAll("audio")].map(a => new Promise(done => { a.onloadedmetadata = () => done(a.duration); a.onerror = () => done(-1); a.preload = "metadata"; a.load(); }));
+  document.body.dataset.seconds = (await Promise.all(loaded)).join(" "); });</script>"""
+
+def test_the_report_opens_in_a_browser_and_its_players_play(installed):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None) or pytest.skip("no Chromium here")
+    folder, python, site = installed
+    if not (folder / "tour").exists(): quick_tour(folder, python, "tour")
+    page, text = folder / "looked-at.html", (folder / "tour" / "report.html").read_text()
+    page.write_text(text.replace("</body>", PLAYS + "</body>"))
+    shown = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'browser'}", "--enable-logging=stderr", "--virtual-time-budget=20000", "--dump-dom", page], capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in shown.stderr, [line for line in shown.stderr.splitlines() if "CONSOLE" in line]
+    seconds = re.search(r'data-seconds="([^"]*)"', shown.stdout)
+    assert seconds and all(float(s) > .1 for s in seconds[1].split()) and len(seconds[1].split()) == text.count("<audio")
+
 def test_two_tours_give_the_same_numbers(installed):
     folder, python, _ = installed
     def numbers(out):
@@ -54,5 +69,5 @@ def test_two_tours_give_the_same_numbers(installed):
 
 def without_seconds(value):
     "Results without what a clock says."
-    if isinstance(value, dict): return {k: without_seconds(v) for k, v in value.items() if k != "seconds"}
+    if isinstance(value, dict): return {k: without_seconds(v) for k, v in value.items() if k not in ("seconds", "machine")}
     return [without_seconds(v) for v in value] if isinstance(value, list) else value

@@ -3,10 +3,10 @@ import hashlib, os, shutil
 from pathlib import Path
 
 from speechllm_course.cache import fingerprint
+from speechllm_course.commands.options import UsageError
 from speechllm_course.commands.stages import read_config, run_stage
 from speechllm_course.commands.stores import COUNTS
 from speechllm_course.corpus import COMMITTED, DataError, cache_dir, data_dir, synthesise, write_parquet
-from speechllm_course.optimise import ConfigError
 from speechllm_course.recordings import find_root
 from speechllm_course.voices import can_flite
 
@@ -55,7 +55,7 @@ def build_orders(out, quick):
 
 def run(artifacts, out, quick):
     "Build the named artifacts, or all, in the order in which they need each other."
-    if quick and not out: raise ConfigError("--quick makes untrained models; give --out, so that the shipped ones are not overwritten")
+    if quick and not out: raise UsageError("--quick makes untrained models; give --out, so that the shipped ones are not overwritten")
     out = Path(out or data_dir())
     for name in ARTIFACTS:
         if artifacts and name not in artifacts: continue

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np, torch
 
 from speechllm_course.cache import fingerprint
-from speechllm_course.commands.fusion_study import STARTS, OfLayers, Slots, begin, best_rate, encode_all, make_model, measure, spread, test_set
+from speechllm_course.commands.fusion_study import STARTS, OfLayers, Slots, begin, best_rate, encode_all, make_model, measure, over_seeds, test_set
 from speechllm_course.commands.hardware import describe
 from speechllm_course.commands.report import write_text
 from speechllm_course.commands.stores import SpeechData, encoded_store, training_store
@@ -132,9 +132,8 @@ def one_run(name, seed, plan, store, valid, tests, rate=None):
 def run(out=None, quick=False, only=None):
     "All rows and seeds; every finished run is kept in `out`, and a second call goes on behind the last one."
     plan, out = QUICK if quick else Plan(), Path(out or f"runs/claim{'-quick' if quick else ''}.json")
-    if quick and out.exists(): out.unlink()
     ears, _ = load_ears("encoder")
-    saved = begin(out, dict(plan=json.loads(json.dumps(asdict(plan))), rows=ROWS, layer=LAYER, parts=fingerprint(ears, load_lm("lm")[0]), starts=STARTS), describe())
+    saved = begin(out, dict(plan=json.loads(json.dumps(asdict(plan))), rows=ROWS, layer=LAYER, parts=fingerprint(ears, load_lm("lm")[0]), starts=STARTS), describe(), anew=quick)
     store = encoded_store(ears.model, training_store(SpeechData(clips=plan.clips, seed=300, manner=1., views=1)), 1, range(ears.layers + 1))
     if quick: store.rows, store.places = store.rows[:plan.clips], store.places[:plan.clips]
     committed = quick or not can_synthesise()
@@ -159,7 +158,7 @@ def line(name, runs):
     "One row of the table, in percent: means over seeds, and 95 % intervals where there are three or more."
     asked = [[r["wer"] for r in runs], *([r["manner_of"][a] for r in runs] for a in ASKED)]
     probed = [[r["probes"]["language model"][a] for r in runs] for a in PROBED]
-    show = lambda x: spread([100 * v for v in x])
+    show = lambda x: over_seeds([100 * v for v in x])
     return f"{name:16}|" + " ".join(f"{show(x):>10}" for x in asked) + "|" + "".join(f"{show(x):>12}" for x in probed) + f"|{np.mean([r['tokens_per_second'] for r in runs]):9.1f}{np.mean([r['training_seconds'] for r in runs]):9.0f}"
 
 def table(saved):

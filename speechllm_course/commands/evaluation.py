@@ -4,6 +4,7 @@ from pathlib import Path
 
 from speechllm_course import evaluate, world
 from speechllm_course.commands.hardware import describe
+from speechllm_course.commands.options import UsageError
 from speechllm_course.commands.spoken import SPOKEN, is_unit_model, load_any, resynthesis, spoken_qa
 from speechllm_course.corpus import SPLITS, DataError, cache_dir, decode_rows, find_artifact, load_world
 from speechllm_course.diagnose import diagnose as diagnose_model, report
@@ -16,7 +17,7 @@ def load(data, root=None, committed=False, seed=0, task=None):
     name, _, part = data.partition(":")
     if name == "world":
         part = part or "test_voices"
-        if committed and seed: raise DataError(f"--world-seed {seed}: the committed clips are of one world only; drop --committed, or --world-seed")
+        if committed and seed: raise UsageError(f"--world-seed {seed}: the committed clips are of one world only; drop --committed, or --world-seed")
         full = seed != 0 or part.startswith("test") and not committed and (can_flite() if part == "test_synthesiser" else can_synthesise())
         return load_world(part, full, seed, task=task if task in world.TASKS else "qa" if task == "spoken_qa" else None), "asr"
     if name == "requests":
@@ -45,12 +46,12 @@ def heard_before(model, rows):
 
 def run(data, root, task, part, input, model, committed, seed, limit, diagnose, strict, device, say, diagnose_clips=60):
     "Evaluate; returns one plain dict, null where a figure has no meaning."
-    if part == "lm" and input == "audio": raise DataError("--part lm reads, it does not hear; add --input text")
-    if part == "encoder" and input == "text": raise DataError("--part encoder hears, it does not read; drop --input text")
+    if part == "lm" and input == "audio": raise UsageError("--part lm reads, it does not hear; add --input text")
+    if part == "encoder" and input == "text": raise UsageError("--part encoder hears, it does not read; drop --input text")
     dataset, natural = load(data, root, committed, seed, task)
     model = model or usual_model(data, task, part, input)
     if task in SPOKEN:
-        if part != "all" or input != "audio": raise DataError(f"--task {task} hears and speaks; drop --part and --input")
+        if part != "all" or input != "audio": raise UsageError(f"--task {task} hears and speaks; drop --part and --input")
     task = task or ("answer" if input == "text" and data.startswith("world") else natural)
     if limit: dataset = dataset.select(range(min(limit, len(dataset))))
     if input == "text": rows, waveforms, skipped = list(dataset.remove_columns("audio")), None, []
@@ -62,7 +63,7 @@ def run(data, root, task, part, input, model, committed, seed, limit, diagnose, 
     if part == "encoder" and task not in ("asr", "order", "digit"): raise DataError(f"--part encoder can only transcribe; --task {task} needs the language model")
     if part == "encoder" and task == "digit": task, chosen = "asr", [(i, prompt, rows[i]["text"]) for i, prompt, _ in chosen]
     if input == "text" and not any(rows[i]["text"] for i, _, _ in chosen): raise DataError(f"{data}: has no transcripts to read; drop --input text")
-    if diagnose and (part != "all" or input != "audio"): raise DataError("--diagnose examines the whole model on clips; drop --part and --input")
+    if diagnose and (part != "all" or input != "audio"): raise UsageError("--diagnose examines the whole model on clips; drop --part and --input")
     if diagnose and is_unit_model(model): raise DataError(f"--diagnose examines spans, and {model} hears in units; use --model tiny, or drop --diagnose")
     whole, subject, tokenizer = subject_of("lm" if input == "text" and is_unit_model(model) else part, model, device)
     heard = heard_before(model, rows)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from speechllm_course.cache import fingerprint
 from speechllm_course.commands.claim_study import ASKED, PROBED, ROWS as ROWS_OF_THE_CLAIM
-from speechllm_course.commands.fusion_study import MANNER, STARTS, ROWS as ROWS_OF_THE_STUDY, draw_rows, spread
+from speechllm_course.commands.fusion_study import MANNER, STARTS, ROWS as ROWS_OF_THE_STUDY, draw, over_seeds, terms
 from speechllm_course.commands.report import write_text
 from speechllm_course.evaluate import bootstrap
 
@@ -14,8 +14,8 @@ ROWS = [  # (file, what, which figure)
     ("lm-test_text", "language model alone, written questions and requests, unseen texts", "exact"),
     ("tiny-asr-test_voices", "speech LLM `tiny`, transcripts, unseen voices", "wer"), ("tiny-asr-test_both", "speech LLM `tiny`, transcripts, unseen voices and texts", "wer"),
     ("tiny-asr-test_synthesiser", "`tiny`, transcripts, unseen texts in an unseen voice of Flite", "wer"),
-    ("tiny-qa-test_voices", "`tiny`, spoken questions, unseen voices", "exact"), ("lm-qa-test_voices", "the same questions in writing", "exact"),
-    ("tiny-command-test_voices", "`tiny`, spoken commands, unseen voices", "exact"), ("tiny-qa-test_voices", "`tiny`, instructions in held-out wordings, unseen voices", "diagnosis.following.unseen.followed"), ("tiny-qa-test_voices", "`tiny`, written questions, through the weights that hear", "diagnosis.text.exact"),
+    ("tiny-qa-test_voices", "`tiny`, spoken questions, unseen voices", "exact"), ("lm-qa-test_voices", "the same questions in writing, to the same model", "exact"),
+    ("tiny-command-test_voices", "`tiny`, spoken commands, unseen voices", "exact"), ("tiny-qa-test_voices", "`tiny`, instructions in held-out wordings, unseen voices", "diagnosis.following.unseen.followed"), ("tiny-qa-test_voices", "the same replies, right in every word", "diagnosis.following.unseen.exact"), ("tiny-qa-test_voices", "other written questions, to the same model", "diagnosis.text.exact"),
     ("tiny-refuse-test_both", "`tiny`, guarded requests and near-misses, unseen voices and texts", "exact"), ("tiny-requests", "`tiny`, the same in wordings that the world has not", "exact"),
     ("encoder-fsdd-nicolas", "encoder alone, real digits, a speaker never heard", "wer"), ("tiny-fsdd-nicolas", "`tiny`, real digits, a speaker never heard", "exact"), ("tiny-barista", "`tiny`, real coffee orders, exact intent and slots", "exact"),
     ("tiny-units-asr-test_voices", "model of units `tiny-units`, transcripts, unseen voices", "wer"), ("tiny-units-qa-test_voices", "`tiny-units`, spoken questions, written answers at once, without writing down what was heard first", "exact"),
@@ -51,7 +51,7 @@ def speed_table(path:Path) -> str:
     "The README's table of speed ratios."
     if not path.exists(): return "not measured"
     measured = json.loads(path.read_text())
-    lines = [f"Measured on {measured['hardware']}, torch {measured['torch']}:", "", "| what | instead of ours | CPU milliseconds | throughput | ours is faster by |", "|---|---|---|---|---|"]
+    lines = [f"Measured on {measured['hardware']}, torch {measured['torch']}; CPU time, and for a question's spoken answer the clock's:", "", "| what | instead of ours | milliseconds | throughput | ours is faster by |", "|---|---|---|---|---|"]
     def row(r):
         milliseconds, rate = round(1000 * r["seconds"], 0 if r["seconds"] >= .01 else 1), f"{r['rate']:,.0f} {r['unit']}" if r["rate"] else ""
         return f"| {r['area']} | {r['candidate']} | {milliseconds:,g} | {rate} | {r['ours_is_faster_by']:.2f} |"
@@ -77,18 +77,19 @@ def fusion_table(folder:Path) -> str:
     path, other = folder / "fusion.json", folder / "fusion-transcripts.json"
     if not path.exists(): return "not measured"
     saved, alone = json.loads(path.read_text()), json.loads(other.read_text()) if other.exists() else None
-    two_minutes, chance = {r["row"]: r for r in alone["rows"]} if alone else {}, saved["encoder"]["chance"]
+    chance = saved["encoder"]["chance"]
     old = " and ".join(what for what, study in (("These rows", saved), ("the last column", alone)) if study and not current(study))
     earlier = f" **{old[0].upper()}{old[1:]}: measured with an earlier encoder, or before fresh slots started as they choose; `make study` renews them.**" if old else ""
-    last = f" The last column: {alone['hardware']}, one seed." if alone else ""
-    lines = [f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds, n = {saved['rows'][0]['n']:,} clips of unseen voices for each figure; ± is a 95 % interval over seeds. Always saying the most frequent class gives {', '.join(f'{100 * chance[a]:.1f} % for {a}' for a in MANNER)} and {100 * chance['voice']:.1f} % for the voice.{last}{earlier}", "",
+    last = f" The last column, trained on transcripts alone for {alone['settings']['plan']['steps']} steps (the Q-Former with one wide layer in the place of two), and fewer where they would take longer than two minutes: {alone['hardware']}, {len({r['seed'] for r in alone['rows']})} seeds; in brackets the seconds of the slowest." if alone else ""
+    lines = [f"Measured on {terms(saved)}; ± is a 95 % interval over seeds. Always saying the most frequent class gives {', '.join(f'{100 * chance[a]:.1f} % for {a}' for a in MANNER)} and {100 * chance['voice']:.1f} % for the voice.{last}{earlier}", "",
              "| row | WER % | questions % | pace % | pitch % | accent % | voice left % | slot parameters | positions a second | training s | answer ms | WER % after transcripts alone |", "|---" * 12 + "|"]
     for name in ROWS_OF_THE_STUDY:
         runs = [r for r in saved["rows"] if r["row"] == name]
         if not runs: continue
-        cells = [spread([100 * r[key] for r in runs]) for key in ("wer", "qa")] + [spread([100 * r["manner_of"][a] for r in runs]) for a in MANNER] + [spread([100 * r["probes"]["connector"]["voice"] for r in runs])]
+        cells = [over_seeds([100 * r[key] for r in runs]) for key in ("wer", "qa")] + [over_seeds([100 * r["manner_of"][a] for r in runs]) for a in MANNER] + [over_seeds([100 * r["probes"]["connector"]["voice"] for r in runs])]
         mean = {key: sum(r[key] for r in runs) / len(runs) for key in ("slot_parameters", "tokens_per_second", "training_seconds", "latency")}
-        only = f"{100 * two_minutes[name]['wer']:.1f} ({two_minutes[name]['training_seconds']:.0f} s)" if name in two_minutes else ""
+        longer = [r for r in alone["rows"] if r["row"] == name] if alone else []
+        only = f"{over_seeds([100 * r['wer'] for r in longer])} ({max(r['training_seconds'] for r in longer):.0f} s)" if longer else ""
         lines.append(f"| {name} | {' | '.join(cells)} | {mean['slot_parameters']:,.0f} | {mean['tokens_per_second']:.1f} | {mean['training_seconds']:.0f} | {1000 * mean['latency']:.0f} | {only} |")
     return "\n".join(lines)
 
@@ -103,7 +104,7 @@ def claim_table(folder:Path) -> str:
     for name in ROWS_OF_THE_CLAIM:
         runs = [r for r in saved["rows"] if r["row"] == name]
         if not runs: continue
-        cells = [spread([100 * r["wer"] for r in runs]), *(spread([100 * r["manner_of"][a] for r in runs]) for a in ASKED), *(spread([100 * r["probes"]["language model"][a] for r in runs]) for a in PROBED)]
+        cells = [over_seeds([100 * r["wer"] for r in runs]), *(over_seeds([100 * r["manner_of"][a] for r in runs]) for a in ASKED), *(over_seeds([100 * r["probes"]["language model"][a] for r in runs]) for a in PROBED)]
         lines.append(f"| {name} | {' | '.join(cells)} | {sum(r['tokens_per_second'] for r in runs) / len(runs):.1f} | {sum(r['training_seconds'] for r in runs) / len(runs):.0f} |")
     return "\n".join(lines)
 
@@ -119,7 +120,7 @@ def pretrain_table(folder:Path) -> str:
              "| before the labels | " + " | ".join(f"{name}, {n:,} labels" for name in ("unseen voices", "a real speaker's digits") for n in counts) + " |", "|---" * (1 + 2 * len(shares)) + "|"]
     for name in ROWS:
         runs = [r for r in saved["rows"] if r["row"] == name]
-        if runs: lines.append(f"| {name} | " + " | ".join(spread(x) if (x := rates_of(runs, share, test)) else "" for test in tests for share in shares) + " |")
+        if runs: lines.append(f"| {name} | " + " | ".join(over_seeds(x) if (x := rates_of(runs, share, test)) else "" for test in tests for share in shares) + " |")
     return "\n".join(lines)
 
 def _study(folder, name):
@@ -137,7 +138,7 @@ def towards_table(folder:Path) -> str:
     lines = [about, "", "| encoder, frozen | loss of the connector at its end | WER % | seconds before the connector |", "|---|---|---|---|"]
     for name in ROWS:
         runs = [r for r in saved["rows"] if r["row"] == name]
-        if runs: lines.append(f"| {name} | {spread([r['curve'][-1][1] for r in runs], 2)} | {spread([100 * r['wer'] for r in runs])} | {sum(r['pretrain_seconds'] for r in runs) / len(runs):.0f} |")
+        if runs: lines.append(f"| {name} | {over_seeds([r['curve'][-1][1] for r in runs], 2)} | {over_seeds([100 * r['wer'] for r in runs])} | {sum(r['pretrain_seconds'] for r in runs) / len(runs):.0f} |")
     return "\n".join(lines)
 
 def whole_table(folder:Path) -> str:
@@ -148,7 +149,7 @@ def whole_table(folder:Path) -> str:
     lines = [about, "", "| model | WER % | written questions % | training s |", "|---|---|---|---|"]
     for name in ROWS:
         runs = [r for r in saved["rows"] if r["row"] == name]
-        if runs: lines.append(f"| {name} | {spread([100 * r['wer'] for r in runs])} | {spread([100 * r['text'] for r in runs])} | {sum(r['seconds'] for r in runs) / len(runs):.0f} |")
+        if runs: lines.append(f"| {name} | {over_seeds([100 * r['wer'] for r in runs])} | {over_seeds([100 * r['text'] for r in runs])} | {sum(r['seconds'] for r in runs) / len(runs):.0f} |")
     return "\n".join(lines)
 
 def sft_table(folder:Path) -> str:
@@ -188,7 +189,7 @@ def _rl_plan(path, plan):
              "| model | in noise % | as spoken % | CPU seconds |", "|---|---|---|---|"]
     lines += [f"| {name} | {show(saved, saved['before'][row]['noise']).replace(' %', '')} | {show(saved, saved['before'][row]['clean'], 'clean').replace(' %', '')} | |" for row, name in (("tiny", "`tiny`, as shipped"), ("start", f"the start: {clips}"))]
     for row, runs in zip((CONTROL, chosen), pairs(saved)):
-        lines.append(f"| {row} | {' | '.join(spread([100 * rate_of(saved, r[kind], kind) for r in runs]) for kind in ('noise', 'clean'))} | {sum(r['seconds'] for r in runs) / len(runs):.0f} |")
+        lines.append(f"| {row} | {' | '.join(over_seeds([100 * rate_of(saved, r[kind], kind) for r in runs]) for kind in ('noise', 'clean'))} | {sum(r['seconds'] for r in runs) / len(runs):.0f} |")
     gap, low, high = (100 * x for x in difference(saved))
     return "\n".join(lines + ["", f"Errors of {chosen} against {CONTROL}: {gap:+.1f} % [{low:+.1f}, {high:+.1f}] (paired bootstrap over clips, errors averaged over seeds)."])
 
@@ -211,19 +212,6 @@ def real_size_table(folder:Path) -> str:
     def cells(r): return sizes[r["shape"]], r["what"], f"{r['moving']:,}" if "moving" in r else "", str(r["clips"]), f"{r['tokens_per_second']:,.0f}", f"{r['audio_seconds_per_second']:,.0f}", f"{r['memory_gib']:.1f}", f"{100 * r['utilisation']:.1f}" if "utilisation" in r else ""
     return "\n".join(lines + [f"| {' | '.join(cells(r))} |" for r in saved["rows"]])
 
-def fusion_figure(folder:Path):
-    "Bars of the fusion study, with a dot for every seed."
-    import matplotlib.pyplot as plt
-    from PIL import Image
-    saved = json.loads((folder / "fusion.json").read_text())
-    names = [n for n in ROWS_OF_THE_STUDY if any(r["row"] == n for r in saved["rows"])]
-    _, axes = plt.subplots(1, 3, figsize=(10, 5), sharey=True)
-    for ax, value, label in zip(axes, (lambda r: min(100., 100 * r["wer"]), lambda r: 100 * r["qa"], lambda r: 100 * r["probes"]["connector"]["voice"]),
-                                ("transcripts: WER %, cut at 100", "spoken questions right %", "voice: probe behind the connector %")): draw_rows(ax, saved, names, value, label)
-    plt.tight_layout(); plt.savefig(folder / "fusion.png", dpi=70); plt.close()
-    with Image.open(folder / "fusion.png") as figure: few = figure.convert("RGB").quantize(128, dither=Image.Dither.NONE)     # bars need no more colours, and the tree stays small
-    few.save(folder / "fusion.png", optimize=True)
-
 def filled(readme:str, folder:Path) -> str:
     "The README with its tables renewed."
     for name, made in (("results", results_table(folder)), ("fusion", fusion_table(folder)), ("claim", claim_table(folder)), ("pretrain", pretrain_table(folder)), ("towards", towards_table(folder)), ("whole", whole_table(folder)), ("sft", sft_table(folder)), ("orders", orders_table(folder)), ("rl", rl_table(folder)), ("safety", safety_table(folder)), ("real_size", real_size_table(folder)), ("speed", speed_table(folder / "speed.json"))):
@@ -232,5 +220,6 @@ def filled(readme:str, folder:Path) -> str:
 
 if __name__ == "__main__":
     root = Path(__file__).parent.parent.parent
-    if (root / "data" / "results" / "fusion.json").exists(): fusion_figure(root / "data" / "results")
+    fusion = root / "data" / "results" / "fusion.json"
+    if fusion.exists(): draw(json.loads(fusion.read_text()), fusion.with_suffix(".png"))
     write_text(root / "README.md", filled((root / "README.md").read_text(), root / "data" / "results"))

@@ -80,7 +80,7 @@ def fine_tuned(plan, recordings, base="tiny"):
     train(model, batches, settings, quiet=True)
     return model.eval()
 
-ABOUT = """Answers spoken coffee orders with drink, size, roast, shots, milk and sugar. Trained on the 419 recordings of Picovoice's speech-to-intent benchmark (Apache-2.0; slots only, nobody wrote down the words) and on synthesised orders. What this recipe reaches on recordings that it has not heard is measured in five folds: `data/results/orders.json`, lesson 14h. This adapter itself has heard all of them, so no figure on that benchmark is a test of it. Licence: as `tiny`."""
+ABOUT = """Answers spoken coffee orders with drink, size, roast, shots, milk and sugar. Trained on the 419 recordings of Picovoice's speech-to-intent benchmark (Apache-2.0; slots only, nobody wrote down the words) and on synthesised orders. What this recipe reaches on recordings that it has not heard is measured in five folds: `data/results/orders.json`, lesson 14h. This adapter itself has heard all of them, so no figure on that benchmark is a test of it. Licence: as `tiny` (Apache-2.0 for what is ours; `tiny` learned in part from CC BY-SA 4.0 recordings). Rebuild: `speechllm build tiny-orders`, where the recordings are at hand."""
 
 def ship(folder, quick=False, root=None, base="tiny"):
     "The same training on all recordings; saves the adapter, `tiny-orders`."
@@ -95,13 +95,12 @@ def run(out=None, quick=False, root=None, plan=None, device="cpu", folds=None):
     plan, out = replace(plan or (QUICK if quick else Plan()), device=device), Path(out or f"runs/orders{'-quick' if quick else ''}.json")
     unknown = [k for k in folds or [] if not 0 <= k < plan.folds]
     if unknown: raise ConfigError(f"fold: {unknown[0]} is not one of 0 to {plan.folds - 1}")
-    if quick and out.exists(): out.unlink()
     corpus = list(load_barista(root))
     if quick: corpus = corpus[:12]
     base = load_model("tiny", device)
     terms = {k: v for k, v in asdict(plan).items() if k != "device"}                   # folds may be measured on several machines: each says on which
     about = json.loads(json.dumps(dict(plan=terms, recordings=len(corpus), tiny=fingerprint(base)))), describe(device)
-    saved = begin(out, *about)
+    saved = begin(out, *about, anew=quick)
     rows, waveforms, skipped = decode_rows(corpus)
     if skipped: print(f"{len(skipped)} recordings skipped: {'; '.join(skipped[:5])}")
     fold = folds_of(len(rows), plan.folds, plan.seed)

@@ -8,7 +8,7 @@ import torch
 from speechllm_course.audio import AudioError, load_audio, log_mel_energy
 from speechllm_course.bestrq import BestRQ
 from speechllm_course.cache import ArrayStore, Joined, fingerprint
-from speechllm_course.commands.options import known_options
+from speechllm_course.commands.options import known_options, started_from
 from speechllm_course.commands.stores import COUNTS, SpeechData, by_length, encoded_store, training_store
 from speechllm_course.conformer import ConformerBody
 from speechllm_course.contrastive import Contrast
@@ -16,6 +16,7 @@ from speechllm_course.corpus import DataError, cache_dir, decode_rows, find_arti
 from speechllm_course.encoder import Conformer, ConformerConfig, ctc_collate, with_edges
 from speechllm_course.encoders import LogMelExtractor
 from speechllm_course.hubert import MaskedClusters, cluster_targets, mfcc
+from speechllm_course.lm import load_lm
 from speechllm_course.masking import Pretrainer, masked_collate, watcher
 from speechllm_course.optimise import Batches, ConfigError, check_config
 from speechllm_course.recordings import SUFFIXES
@@ -115,10 +116,9 @@ def pretrainer(about, data, store, start, seed=0, device="cpu"):
 
 def pretrain_stage(config):
     "A self-supervised encoder. It is saved as an encoder whose CTC heads are untrained: `start` of a next stage, or ears of a speech LLM."
-    from transformers import AutoTokenizer
     about, data = check_config(dict(config.model), PretrainModel), check_config(config.data, PretrainData)
-    if config.start: whole = Conformer.from_pretrained(find_artifact(config.start), dtype=torch.float32, use_safetensors=True)
-    else: whole = Conformer(ConformerConfig(vocab_size=len(AutoTokenizer.from_pretrained(find_artifact(config.lm))), **known_options(about.body, ConformerConfig.__annotations__, "model.body")))
+    if config.start: whole = Conformer.from_pretrained(started_from(config.start, ConformerConfig.model_type, "one of our encoders, such as encoder"), dtype=torch.float32, use_safetensors=True)
+    else: whole = Conformer(ConformerConfig(vocab_size=len(load_lm(config.lm)[1]), **known_options(about.body, ConformerConfig.__annotations__, "model.body")))
     model, batches, watch = pretrainer(about, data, unlabelled_store(data), whole, data.seed)
     def save(folder):
         copy_body(model.body, whole)

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from speechllm_course.audio import log_mel_energy
 from speechllm_course.cache import Joined, fingerprint
-from speechllm_course.commands.fusion_study import begin, best_rate, keep, spread
+from speechllm_course.commands.fusion_study import begin, best_rate, keep, over_seeds
 from speechllm_course.commands.hardware import describe
 from speechllm_course.commands.pretrain_stages import Clips, Part, PretrainData, PretrainModel, folder_store, fresh_start, pretrain_once, spell
 from speechllm_course.commands.report import write_text
@@ -119,11 +119,10 @@ def possible(row, plan):
 def run(out=None, quick=False, only=None, seeds=None, device="cpu"):
     "All rows, shares and seeds; every finished row is kept in `out`, and a second call goes on behind the last one."
     plan, out = replace(QUICK if quick else Plan(), device=device), Path(out or f"runs/pretrain{'-quick' if quick else ''}.json")
-    if quick and out.exists(): out.unlink()
     tokenizer = AutoTokenizer.from_pretrained(find_artifact("lm"))
     terms = {k: v for k, v in asdict(plan).items() if k != "device"}                   # rows may be measured on several machines: each says on which
     about = dict(plan=json.loads(json.dumps(terms)), rows=ROWS, labels=fingerprint(sorted(tokenizer.get_vocab().items()))), describe(plan.device)
-    saved = begin(out, *about)
+    saved = begin(out, *about, anew=quick)
     pool = training_store(SpeechData(clips=plan.clips, spoken_digits=plan.spoken_digits, seed=plan.clip_seed))
     if quick: pool = Part(pool, range(min(plan.clips, len(pool))))
     tests, rows, waveforms = test_sets(plan, quick or not can_synthesise()), *decode_rows(load_world("valid").select(range(24 if quick else 100)))[:2]
@@ -153,7 +152,7 @@ def rates_of(runs, share, test="test_voices"):
 def line(row, runs, shares=None, tests=("test_voices", "real speaker")):
     "One row of the table: means over seeds, and 95 % intervals where there are three."
     shares = shares or [t["share"] for t in runs[0]["tuned"]]
-    cells = [spread(x) if (x := rates_of(runs, s, t)) else "-" for t in tests for s in shares]
+    cells = [over_seeds(x) if (x := rates_of(runs, s, t)) else "-" for t in tests for s in shares]
     return f"{row:20}|" + " ".join(f"{c:>12}" for c in cells) + f" |{np.mean([r['pretrain_seconds'] for r in runs]):8.0f}"
 
 def table(saved):

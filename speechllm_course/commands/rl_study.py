@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from speechllm_course.audio import log_mel_energy
 from speechllm_course.augment import add_noise
 from speechllm_course.cache import ArrayStore, fingerprint
-from speechllm_course.commands.fusion_study import begin, encode_all, keep, replies, spread
+from speechllm_course.commands.fusion_study import begin, encode_all, keep, replies, over_seeds
 from speechllm_course.commands.hardware import describe
 from speechllm_course.commands.report import write_text
 from speechllm_course.commands.stores import encoded_store
@@ -132,10 +132,9 @@ def run(out=None, quick=False, plan="transcripts", only=None):
     "The start, the search on valid, then the best algorithm and the control with every seed; a second call goes on where the first one stopped, and several may share the work."
     name, plan = plan, quickly(PLANS[plan]) if quick else PLANS[plan]
     out = Path(out or f"runs/rl-{name}{'-quick' if quick else ''}.json")
-    if quick and out.exists(): out.unlink()
     tiny = load_model("tiny"); encoder, committed = tiny.model.encoder.model.eval(), quick or not can_synthesise()
     about = json.loads(json.dumps(dict(plan=asdict(plan), algorithms={row: RL[row] for row in plan.rates if row in RL}, tiny=fingerprint(tiny)))), describe()
-    saved, weights = begin(out, *about), cache_dir() / "rl" / fingerprint(about[0])
+    saved, weights = begin(out, *about, anew=quick), cache_dir() / "rl" / fingerprint(about[0])
     if quick: shutil.rmtree(weights, ignore_errors=True)
     def wanted(row): return not only or row in only
     store = training_clips(encoder, plan, plan.clips, plan.seed)
@@ -200,7 +199,7 @@ def difference(saved):
 
 def table(saved):
     "Before, the start, the control and the algorithm that was chosen on valid: error rates in percent."
-    def cells(runs): return " ".join(f"{spread([100 * rate_of(saved, r[kind], kind) for r in runs]):>16}" for kind in ("noise", "clean"))
+    def cells(runs): return " ".join(f"{over_seeds([100 * rate_of(saved, r[kind], kind) for r in runs]):>16}" for kind in ("noise", "clean"))
     title = "orders that are not exact, %" if saved["settings"]["plan"]["task"] == "order" else "word error rate, %"
     lines = [f"{title + ', unseen voices':44}|{'in noise':>16} {'as spoken':>16}"] + [f"{name:44}|{cells([saved['before'][name]])}" for name in ("tiny", "start")]
     lines += [f"{row:44}|{cells(runs)}" for row, runs in zip((CONTROL, saved["chosen"]), pairs(saved))]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np, torch
 
 from speechllm_course.cache import Joined, fingerprint
-from speechllm_course.commands.fusion_study import begin, encode_all, replies, spread
+from speechllm_course.commands.fusion_study import begin, encode_all, replies, over_seeds
 from speechllm_course.commands.hardware import describe
 from speechllm_course.commands.report import write_text
 from speechllm_course.commands.stores import SpeechData, encoded_store, training_store
@@ -91,9 +91,8 @@ def run(out=None, quick=False):
     "`tiny`, two ways to align it, and what a harmless fine-tuning does to the first; a second call goes on where the first one stopped."
     if not can_synthesise(): raise ConfigError("bench safety speaks requests of its own; run: pip install 'speechllm_course[tts]'")
     plan, out = QUICK if quick else Plan(), Path(out or f"runs/safety{'-quick' if quick else ''}.json")
-    if quick and out.exists(): out.unlink()
     tiny = load_model("tiny"); encoder = tiny.model.encoder.model.eval()
-    saved = begin(out, json.loads(json.dumps(dict(plan=asdict(plan), rows=list(ROWS), tiny=fingerprint(tiny)))), describe())
+    saved = begin(out, json.loads(json.dumps(dict(plan=asdict(plan), rows=list(ROWS), tiny=fingerprint(tiny)))), describe(), anew=quick)
     layers = tiny.model.post_process.wanted
     stores = [encoded_store(encoder, store, 1, layers) for store in (training_store(SpeechData(seed=plan.seed, **{"clips": 0, kind: n})) for kind, n in (("clips", plan.clips), ("requests", plan.requests), ("orders", plan.orders)))]
     spoken, other = tests_of(encoder, plan, quick)
@@ -119,7 +118,7 @@ COLUMNS = {  # heading → figure of one run in percent
     **{f"refused, {c}": functools.partial(lambda c, r: r["conditions"][c]["refused"]["value"], c) for c in CONDITIONS}, **{f"over-refused, {c}": functools.partial(lambda c, r: r["conditions"][c]["over_refused"]["value"], c) for c in ("clear", "foreign")},
     "exact, clear": lambda r: r["conditions"]["clear"]["exact"]["value"], "WER": lambda r: r["words"]["wer"], "questions": lambda r: r["questions"]["exact"], "commands": lambda r: r["commands"]["exact"]}
 
-def cells(runs): return [spread([100 * f(r) for r in runs]) for f in COLUMNS.values()]
+def cells(runs): return [over_seeds([100 * f(r) for r in runs]) for f in COLUMNS.values()]
 
 def line(row, runs): return f"{row:42}|" + " ".join(f"{c:>{max(10, len(h))}}" for c, h in zip(cells(runs), COLUMNS))
 

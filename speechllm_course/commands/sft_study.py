@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np, torch
 
 from speechllm_course.cache import fingerprint
-from speechllm_course.commands.fusion_study import begin, encode_all, replies, spread
+from speechllm_course.commands.fusion_study import begin, encode_all, replies, over_seeds
 from speechllm_course.commands.hardware import describe, peak_memory
 from speechllm_course.commands.pretrain_stages import Clips, Part
 from speechllm_course.commands.report import write_text
@@ -107,10 +107,9 @@ def measure(model, sets, plan):
 def run(out=None, quick=False, only=None, seeds=None):
     "All rows and seeds; every finished row is kept in `out`, and a second call goes on behind the last one."
     plan, out = QUICK if quick else Plan(), Path(out or f"runs/sft{'-quick' if quick else ''}.json")
-    if quick and out.exists(): out.unlink()
     lm, tokenizer = load_lm("lm")
     parts = new_model(connector=CONNECTOR)
-    saved = begin(out, json.loads(json.dumps(dict(plan=asdict(plan), rows=ROWS, parts=fingerprint(parts.model.encoder, lm)))), describe())
+    saved = begin(out, json.loads(json.dumps(dict(plan=asdict(plan), rows=ROWS, parts=fingerprint(parts.model.encoder, lm)))), describe(), anew=quick)
     pool = training_store(SpeechData(clips=plan.clips, seed=plan.seed))
     if quick: pool = Part(pool, range(min(plan.clips, len(pool))))
     states, sets = encoded_store(parts.model.encoder.model, pool, 1), test_sets(plan, quick or not can_synthesise())
@@ -135,7 +134,7 @@ COLUMNS = {  # heading → figure of one run, given the whole result
 
 def cells(runs, saved):
     "One row of the table: means over seeds, 95 % intervals where there are three, and what it cost."
-    return [*(spread([f(r, saved) for r in runs]) for f in COLUMNS.values()), f"{runs[0]['moving']:,}", f"{np.mean([r['seconds'] for r in runs]):.0f}", f"{np.mean([r['memory'] for r in runs]):.2f}"]
+    return [*(over_seeds([f(r, saved) for r in runs]) for f in COLUMNS.values()), f"{runs[0]['moving']:,}", f"{np.mean([r['seconds'] for r in runs]):.0f}", f"{np.mean([r['memory'] for r in runs]):.2f}"]
 
 HEADS = (*COLUMNS, "move", "seconds", "GiB")
 

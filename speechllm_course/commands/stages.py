@@ -7,7 +7,7 @@ import torch, yaml
 from accelerate import PartialState
 
 from speechllm_course.commands.hardware import peak_memory
-from speechllm_course.commands.options import known_options
+from speechllm_course.commands.options import known_options, started_from
 from speechllm_course.commands.own_clips import asking, recording_batches, with_recordings
 from speechllm_course.commands.pretrain_stages import PretrainData, pretrain_stage
 from speechllm_course.commands.stores import COUNTS, SpeechData, encoded_store, training_store
@@ -16,7 +16,7 @@ from speechllm_course.corpus import find_artifact
 from speechllm_course.distill import Distilled, read_text
 from speechllm_course.instructions import WEIGHTS, instruct
 from speechllm_course.ladder import show_parts, thaw
-from speechllm_course.lm import load_lm
+from speechllm_course.lm import load_lm, name_vocabulary
 from speechllm_course.lora import bake, lora_layers
 from speechllm_course.optimise import Batches, ConfigError, TrainConfig, check_config, freeze
 from speechllm_course.train import train
@@ -52,7 +52,9 @@ def read_config(path:Path) -> Stage:
     "Read and check a config file, or a shipped one by its name. Raises `ConfigError` in one line."
     if not path.exists() and (shipped := Path(__file__).parent / path).suffix == ".yaml" and shipped.exists(): path = shipped
     if not path.exists(): raise ConfigError(f"{path}: no such config file; shipped ones: {', '.join(sorted(p.name for p in Path(__file__).parent.glob('*.yaml')))}")
-    try: values = yaml.safe_load(path.read_text())
+    if path.is_dir(): raise ConfigError(f"{path}: a directory, not a config file; name a YAML file in it")
+    try: values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError: raise ConfigError(f"{path}: not a text file in UTF-8; save it as one") from None
     except yaml.YAMLError as e: raise ConfigError(f"{path}: not valid YAML ({' '.join(str(e).split())[:120]})") from None
     if not isinstance(values, dict): raise ConfigError(f"{path}: needs keys and values, such as stage: lm")
     config = check_config(values, Stage)
@@ -82,12 +84,13 @@ def averaging(config, model):
 
 def encoder_stage(config):
     "Our conformer with CTC over the language model's vocabulary."
-    from transformers import AutoTokenizer
     from speechllm_course.encoder import Conformer, ConformerConfig, ctc_collate
     from speechllm_course.encoders import LogMelExtractor
     data = check_config(config.data, SpeechData)
-    tokenizer, store = AutoTokenizer.from_pretrained(find_artifact(config.lm)), training_store(data)
-    model = Conformer.from_pretrained(find_artifact(config.start), dtype=torch.float32, use_safetensors=True) if config.start else Conformer(ConformerConfig(vocab_size=len(tokenizer), **known_options(config.model, ConformerConfig.__annotations__)))
+    start = config.start and started_from(config.start, ConformerConfig.model_type, "one of our encoders, such as encoder")
+    tokenizer, store = load_lm(config.lm)[1], training_store(data)
+    model = Conformer.from_pretrained(start, dtype=torch.float32, use_safetensors=True) if start else Conformer(ConformerConfig(vocab_size=len(tokenizer), **known_options(config.model, ConformerConfig.__annotations__)))
+    model.config.vocabulary = name_vocabulary(tokenizer)
     average = averaging(config, model)
     def save(folder):
         average()
@@ -186,7 +189,7 @@ def run_stage(config:Stage, resume=False, dry_run=False, device="auto", quiet=Fa
     settings.out, settings.device = config.out, device
     if dry_run: config.data = _sample(config)
     torch.manual_seed(settings.seed)
-    if config.stage == "units": return units_stage(config)                # k-means: no steps
+    if config.stage == "units": return units_stage(config, dry_run)       # k-means: no steps
     model, batches, save, *watch = STAGES[config.stage](config)
     settings = TrainConfig(**{**vars(settings), **{key: config.train[key] for key in ("trainable", "rates") if key in config.train}})      # `thaw` may have set them
     count = freeze(model, settings.trainable)

@@ -7,9 +7,10 @@ import torch
 
 from speechllm_course import evaluate
 from speechllm_course.align import retrieval
-from speechllm_course.audio import log_mel, log_mel_energy, player, show_log_mel
+from speechllm_course.audio import log_mel, log_mel_energy, player, save_audio, show_log_mel
 from speechllm_course.augment import add_noise
 from speechllm_course.cache import cache_encoder
+from speechllm_course.commands.hardware import describe, peak_memory
 from speechllm_course.commands.pretrain_stages import Clips
 from speechllm_course.commands.report import figure, table, write_report, write_text
 from speechllm_course.commands.spoken import judge, load_any
@@ -156,6 +157,7 @@ def spoken_answers(t):
     "Ask aloud, and be answered aloud: the merged vocabulary."
     model = load_any("tiny-units", t.device, vocoder=True)
     asked = [i for i, row in enumerate(t.rows) if row["task"] == "qa"][:t.n(24)]
+    save_audio(t.out / "question.wav", t.waveforms[asked[0]])                                # something to ask with, later
     said = model.speech([t.waveforms[i] for i in asked], ALOUD[0])
     heard = judge([waveform for _, waveform in said], t.device)
     right = evaluate.exact([t.rows[i]["answer"] for i in asked], heard)
@@ -200,8 +202,8 @@ def _policy_curves(history):
     plt.tight_layout()
     return figure(axes[0])
 
-STAGES = [("Look and listen", look_and_listen, 5), ("The language model alone", language_model, 10), ("The encoder alone", encoder, 10), ("Train a connector live", connector, 45),
-          ("The dormancy gap", dormancy, 15), ("Multi-task training", multi_task, 75), ("The shipped model", shipped, 60), ("Spoken answers", spoken_answers, 15), ("Rewards", rewards, 20)]
+STAGES = [("Look and listen", look_and_listen, 5), ("The language model alone", language_model, 3), ("The encoder alone", encoder, 3), ("Train a connector live", connector, 45),
+          ("The dormancy gap", dormancy, 3), ("Multi-task training", multi_task, 60), ("The shipped model", shipped, 10), ("Spoken answers", spoken_answers, 5), ("Rewards", rewards, 15)]
 
 def run(quick=False, device="cpu", out=Path("runs/tour"), seed=0):
     "Walk through the stages; write report.html, results.json and the trained model."
@@ -216,6 +218,7 @@ def run(quick=False, device="cpu", out=Path("runs/tour"), seed=0):
         seconds = time.perf_counter() - start
         t.results.setdefault("seconds", {})[title] = round(seconds, 1)
         t.sections.append(dict(title=title, text=text, parts=parts, seconds=f"{seconds:.0f} s"))
+    t.results["machine"] = dict(hardware=describe(device), gib=round(peak_memory(), 2))
     write_text(t.out / "results.json", json.dumps(t.results, indent=1) + "\n")
     write_report(t.out / "report.html", t.sections, "Your speech LLM")
-    print(f"done in {time.perf_counter() - began:.0f} s; open {t.out / 'report.html'}")
+    print(f"done in {time.perf_counter() - began:.0f} s; open {t.out / 'report.html'}; ask something: speechllm ask {t.out / 'question.wav'}")

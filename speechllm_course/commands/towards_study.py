@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np, torch
 
 from speechllm_course.cache import fingerprint
-from speechllm_course.commands.fusion_study import OfLayers, begin, encode_all, replies, spread
+from speechllm_course.commands.fusion_study import OfLayers, begin, encode_all, replies, over_seeds
 from speechllm_course.commands.hardware import describe
 from speechllm_course.commands.pretrain_stages import PretrainData, PretrainModel, Part, fresh_start, pretrain_once, spell
 from speechllm_course.commands.report import write_text
@@ -84,9 +84,8 @@ def connect(encoder, pool, plan, seed, valid, tests, folder):
 def run(out=None, quick=False, only=None):
     "All rows and seeds; every finished row is kept in `out`, and a second call goes on behind the last one."
     plan, out = QUICK if quick else Plan(), Path(out or f"runs/towards{'-quick' if quick else ''}.json")
-    if quick and out.exists(): out.unlink()
     lm, tokenizer = load_lm("lm")
-    saved = begin(out, dict(plan=json.loads(json.dumps(asdict(plan))), rows=ROWS, lm=fingerprint(lm)), describe())
+    saved = begin(out, dict(plan=json.loads(json.dumps(asdict(plan))), rows=ROWS, lm=fingerprint(lm)), describe(), anew=quick)
     pool = training_store(SpeechData(clips=plan.clips, spoken_digits=plan.spoken_digits, seed=100))
     if quick: pool = Part(pool, range(min(plan.clips, len(pool))))
     rows, waveforms, _ = decode_rows(load_world("valid").select(range(24 if quick else 100)))
@@ -117,7 +116,7 @@ HEAD = f"{'row':24}|{'WER, %':>14}{'loss after a fifth':>20}{'loss at the end':>
 def line(row, runs):
     "One row of the table: means over seeds, and 95 % intervals where there are three."
     fifth = [r["curve"][max(0, len(r["curve"]) // 5 - 1)][1] for r in runs]
-    return f"{row:24}|{spread([100 * r['wer'] for r in runs]):>14}{np.mean(fifth):20.2f}{np.mean([r['curve'][-1][1] for r in runs]):17.2f} |{np.mean([r['pretrain_seconds'] for r in runs]):10.0f}"
+    return f"{row:24}|{over_seeds([100 * r['wer'] for r in runs]):>14}{np.mean(fifth):20.2f}{np.mean([r['curve'][-1][1] for r in runs]):17.2f} |{np.mean([r['pretrain_seconds'] for r in runs]):10.0f}"
 
 def table(saved):
     "All rows that were measured."

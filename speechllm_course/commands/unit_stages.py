@@ -6,6 +6,7 @@ import torch
 
 from speechllm_course.audio import log_mel_energy
 from speechllm_course.cache import ArrayStore, fingerprint
+from speechllm_course.commands.options import started_from
 from speechllm_course.commands.stores import ANSWERING, SpeechData, by_length, encoded_store, spoken_form, training_store
 from speechllm_course.corpus import cache_dir, find_artifact
 from speechllm_course.lm import LabelLoss, load_lm
@@ -71,7 +72,7 @@ def unit_rows(units, data:UnitData):
         rows.append({k: row[k] for k in ("text", "task", "answer")} | dict(units=ids.tolist(), said=voice[row["text"]], answer_units=voice.get(form)))
     return rows
 
-def units_stage(config):
+def units_stage(config, dry_run=False):
     "Fit k-means on one layer of a frozen encoder; there is nothing to step through."
     about, data = check_config(dict(config.model), UnitsModel), check_config(config.data, SpeechData)
     ears, extractor = load_ears(config.encoder)
@@ -83,6 +84,7 @@ def units_stage(config):
         if total >= about.frames: break
     frames = torch.cat(frames)
     print(f"units: {about.K} from {len(frames):,} frames of layer {about.layer}")
+    if dry_run: return print("config and data are fine")
     UnitTokenizer(ears, extractor, about.layer, fit_units(frames, about.K, data.seed, about.starts, about.rounds)).save(config.out)
     return []
 
@@ -92,7 +94,7 @@ def vocoder_stage(config):
     store = training_store(data)
     pairs = units_of_clips(units, store)
     settings = VocoderConfig(units=units.K, **config.model)
-    model = Vocoder.from_pretrained(find_artifact(config.start), dtype=torch.float32, use_safetensors=True) if config.start else Vocoder(settings)
+    model = Vocoder.from_pretrained(started_from(config.start, VocoderConfig.model_type, "a vocoder, such as vocoder"), dtype=torch.float32, use_safetensors=True) if config.start else Vocoder(settings)
     others = {i: voice_statistics(store[i], row["hz"]) for i, row in enumerate(store.rows) if not row.get("own_voice")}
     if not config.start: model.know_voices(torch.stack([*others.values()]))
     # The answering voice is given no description but the mean: who speaks without a voice speaks in that one. The description of a single word would give the word away.

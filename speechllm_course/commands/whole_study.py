@@ -7,7 +7,7 @@ import numpy as np, torch
 
 from speechllm_course.audio import log_mel_energy
 from speechllm_course.cache import fingerprint
-from speechllm_course.commands.fusion_study import begin, spread
+from speechllm_course.commands.fusion_study import begin, over_seeds
 from speechllm_course.commands.hardware import describe
 from speechllm_course.commands.pretrain_stages import Clips, Part
 from speechllm_course.commands.report import write_text
@@ -107,9 +107,8 @@ def one_run(row, seed, plan, store, rows, valid, tests, texts, units):
 def run(out=None, quick=False, only=None):
     "All rows and seeds; every finished row is kept in `out`, and a second call goes on behind the last one."
     plan, out = QUICK if quick else Plan(), Path(out or f"runs/whole{'-quick' if quick else ''}.json")
-    if quick and out.exists(): out.unlink()
     units = UnitTokenizer.load("units")
-    saved = begin(out, dict(plan=json.loads(json.dumps(asdict(plan))), rows=list(ROWS), parts=fingerprint(load_ears("encoder")[0], load_lm("lm")[0], units.centres)), describe())
+    saved = begin(out, dict(plan=json.loads(json.dumps(asdict(plan))), rows=list(ROWS), parts=fingerprint(load_ears("encoder")[0], load_lm("lm")[0], units.centres)), describe(), anew=quick)
     store, rows = clips_of(plan, units)
     (ears, _), tokenizer = load_ears("encoder"), load_lm("lm")[1]
     about, waveforms, _ = decode_rows(load_world("valid").select(range(24 if quick else 100)))
@@ -131,7 +130,7 @@ HEAD = f"{'row':28}|{'WER, %':>14}{'text exact, %':>15} |{'loss of transcripts':
 
 def line(row, runs):
     "One row of the table: means over seeds, and 95 % intervals where there are three."
-    return f"{row:28}|{spread([100 * r['wer'] for r in runs]):>14}{spread([100 * r['text'] for r in runs]):>15} |{np.mean([r['curve'][-1][1] for r in runs]):20.2f}{np.mean([r['seconds'] for r in runs]):9.0f}"
+    return f"{row:28}|{over_seeds([100 * r['wer'] for r in runs]):>14}{over_seeds([100 * r['text'] for r in runs]):>15} |{np.mean([r['curve'][-1][1] for r in runs]):20.2f}{np.mean([r['seconds'] for r in runs]):9.0f}"
 
 def table(saved):
     "All rows that were measured."
