@@ -17,11 +17,13 @@ app.add_typer(data_app, name="data"); app.add_typer(bench_app, name="bench")
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Longest = Annotated[int, typer.Option(help="longest reply, in tokens; a longer one is cut, with a warning (0: 64, and 400 with --speak)", min=0)]
 
+def _print_version(wanted):
+    if wanted:
+        from speechllm_course import __version__
+        print(__version__); raise typer.Exit
+
 @app.callback()
-def options(version: Annotated[bool, typer.Option("--version", help="print the version and stop", is_eager=True)] = False):
-    if version:
-        from importlib.metadata import version as installed
-        print(installed("speechllm_course")); raise typer.Exit
+def options(version: Annotated[bool, typer.Option("--version", help="print the version and stop", callback=_print_version, is_eager=True)] = False): pass
 
 class Failed(Exception):
     "A command did not succeed; its message has been printed."

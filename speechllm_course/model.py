@@ -232,8 +232,9 @@ class SpeechLLMForCausalLM(SpeechLLMPreTrainedModel, GenerationMixin):
         "Generate from prompts with audio. Returns (B, L + new): `input_ids` with the new tokens behind. Raises `ValueError` for a prompt that is longer than the language model can read."
         embeds, mask, span = self.model.embed(input_ids, attention_mask, input_features, input_features_mask, hidden_states, clip_counts=clip_counts)
         embeds, mask, _, _ = compact(embeds, mask, left=True)
-        limit = getattr(self.config.text_config, "max_position_embeddings", None) or embeds.shape[1] + 1
+        limit = getattr(self.config.text_config, "max_position_embeddings", None) or 10**9
         if embeds.shape[1] >= limit: raise ValueError(f"{embeds.shape[1]} positions of text and audio, and the language model reads at most {limit}; cut the recording into shorter ones")
+        if kwargs.get("max_new_tokens"): kwargs["max_new_tokens"] = min(kwargs["max_new_tokens"], limit - embeds.shape[1])     # the reply has to fit, too
         if span is not None and span.memory is not None: kwargs.update(memory=span.memory, memory_mask=span.memory_mask)
         new = super().generate(inputs_embeds=embeds, attention_mask=mask.long(), **kwargs)
         return torch.cat([input_ids.repeat_interleave(len(new) // len(input_ids), 0), new], 1)          # several replies to one prompt stand together

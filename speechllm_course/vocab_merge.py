@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['UNIT', 'SPEECH', 'SPEECH_END', 'TEXT', 'INITS', 'unit_tokens', 'random_rows', 'mean_rows', 'mean_noise_rows',
            'reuse_rows', 'fill_rows', 'check_units', 'add_units', 'to_text', 'last_span', 'from_text', 'SpeechGrammar',
-           'read_reply', 'UnitLM', 'unit_replies', 'UnitSpeechLLM', 'save_units_lm', 'load_units_lm', 'unit_lora']
+           'read_reply', 'UnitLM', 'unit_replies', 'UnitSpeechLLM', 'are_shipped', 'save_units_lm', 'load_units_lm',
+           'unit_lora']
 
 # %% ../nbs/11c_vocab_merge.ipynb #vocab-merge-003
 import copy, difflib, json, os, re
@@ -177,10 +178,10 @@ def unit_replies(
     prompts, pad = [prompts] * len(clips) if isinstance(prompts, str) else prompts, model.tokenizer.pad_token_id
     rows = [chat(model.tokenizer, p, to_text(ids)) for p, (ids, _) in zip(prompts, model.units.encode(clips))]
     batch = pad_rows(rows, pad, left=True)
-    limit = getattr(model.lm.config, "max_position_embeddings", None) or batch["input_ids"].shape[1] + 1
+    limit = getattr(model.lm.config, "max_position_embeddings", None) or 10**9
     if batch["input_ids"].shape[1] >= limit: raise ValueError(f"{batch['input_ids'].shape[1]} tokens of text and units, and the language model reads at most {limit}; cut the recording into shorter ones")
     ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)                             # (B, L)
-    new = model.lm.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stops, pad_token_id=pad,
+    new = model.lm.generate(input_ids=ids, attention_mask=mask, max_new_tokens=min(max_new_tokens, limit - ids.shape[1]), do_sample=False, eos_token_id=stops, pad_token_id=pad,
                             logits_processor=LogitsProcessorList([SpeechGrammar(model.layout)]))[:, ids.shape[1]:]         # (B, new)
     cut = ~torch.isin(new, torch.tensor(stops, device=new.device)).any(1)
     warn_cut(int(cut.sum()), len(new), max_new_tokens)
@@ -212,7 +213,9 @@ class UnitSpeechLLM(UnitLM):
         return spoken[0] if torch.is_tensor(audio) else spoken
 
 # %% ../nbs/11c_vocab_merge.ipynb #vocab-merge-063
-def _are_shipped(units):
+def are_shipped(
+    units, # a unit tokenizer
+) -> bool:
     "Are these the units of the package: the same centres, on the same layer of the same encoder?"
     from speechllm_course.unit_tokenizer import UnitTokenizer, _base
     if not isinstance(units, UnitTokenizer): return False
@@ -222,7 +225,7 @@ def _are_shipped(units):
 
 def _save_units(units, folder):
     "The name of the shipped units where these are they, as other models name the parts that they were built on; else a copy, so that the folder can travel."
-    if not _are_shipped(units): return units.save(folder)
+    if not are_shipped(units): return units.save(folder)
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".units.{os.getpid()}"; part.write_text(json.dumps(dict(units="units", centres=fingerprint(units.centres.cpu()))) + "\n"); os.replace(part, folder / "units.json")
     (folder / "units.safetensors").unlink(missing_ok=True)                   # of an earlier save

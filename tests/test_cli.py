@@ -59,8 +59,8 @@ def test_help_version_and_nothing_at_all(command):
     assert code == 2 and "Usage" in out and not err
 
 def test_doubtful_recordings_are_answered_with_a_warning(command, clip, tmp_path):
-    sound = load_audio(clip)
-    loud, long = save_audio(tmp_path / "loud.wav", (sound * 30).clamp(-1, 1)), save_audio(tmp_path / "long.wav", sound.repeat(6))
+    sound = load_audio(next(r for r in load_world("test_voices") if r["task"] == "qa")["audio"])
+    loud, long = save_audio(tmp_path / "loud.wav", (sound / sound.abs().quantile(.97)).clamp(-1, 1)), save_audio(tmp_path / "long.wav", sound.repeat(12))
     code, out, err = command("transcribe", loud)
     assert code == 0 and out.strip() and "are clipped" in err
     code, out, err = command("transcribe", long, clip, "--max-new-tokens", 5)
@@ -68,11 +68,18 @@ def test_doubtful_recordings_are_answered_with_a_warning(command, clip, tmp_path
     code, out, err = command("ask", loud, "--speak", tmp_path / "reply.wav")
     assert code == 0 and "are clipped" in err and (tmp_path / "reply.wav").exists()
 
-def test_a_recording_beyond_the_language_model_is_named(command, clip, tmp_path):
-    sound = load_audio(clip)
-    longest = save_audio(tmp_path / "longest.wav", sound.repeat(60 * 16_000 // len(sound))[:60 * 16_000 - 1])
-    code, out, err = command("transcribe", longest, clip)
-    assert code == 1 and "longest.wav" in err and "reads at most 512" in err and "clip.wav" in out
+def test_a_recording_beyond_the_language_model_is_named(command, clip, monkeypatch):
+    from speechllm_course.commands import spoken
+    shipped = spoken.load_any("tiny")
+    shipped.config.text_config.max_position_embeddings = 12                  # as if the recording were longer
+    monkeypatch.setattr(spoken, "load_any", lambda *_: shipped)
+    code, out, err = command("transcribe", clip, clip)
+    assert code == 1 and not out and err.count("reads at most 12; cut the recording") == 2
+    for limit in range(12, 200):                                             # the first that leaves room for a token
+        shipped.config.text_config.max_position_embeddings = limit
+        code, out, err = command("transcribe", clip)
+        if not code: break
+    assert code == 0 and "cut after" in err                                  # what fits is said, and that it was cut
 
 def test_ask_and_transcribe(command, clip):
     code, out, err = command("ask", clip)

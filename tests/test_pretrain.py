@@ -94,6 +94,9 @@ def test_a_folder_of_recordings(recordings, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "skipped 1 of 7 recordings" in said and "broken.wav" in said
     assert sorted(r["id"] for r in folder_store(recordings).rows) == sorted(["0.wav", "2.wav", "4.wav", "below/1.wav", "below/3.wav", "below/5.wav"])
+    (recordings / "gone.wav").symlink_to(recordings / "nowhere.wav")                     # a link that leads nowhere is named, and harms nothing
+    folder_store(recordings)
+    assert "gone.wav: skipped" in capsys.readouterr().out
     folder_store(recordings)
     said = capsys.readouterr().out                                   # from the cache, too
     assert "skipped 1 of 7" in said and "broken.wav" in said

@@ -1,5 +1,5 @@
 "Speech out: a spoken question in, a spoken answer out, judged by an encoder that had no part in it."
-import difflib, json
+import difflib, json, shutil
 
 import pytest, torch, yaml
 
@@ -9,12 +9,13 @@ from speechllm_course.commands.spoken import judge, load_any
 from speechllm_course.commands.stages import Stage, run_stage
 from speechllm_course.commands.stores import SpeechData, training_store
 from speechllm_course.commands.unit_stages import ANSWERING, UnitData, spoken_form, unit_rows, units_of_clips
-from speechllm_course.corpus import load_world
+from speechllm_course.corpus import find_artifact, load_world
 from speechllm_course.encoder import with_edges
 from speechllm_course.optimise import ConfigError
 from speechllm_course.processor import load_ears
 from speechllm_course.unit_tokenizer import LayerFrames, UnitTokenizer, agreement
 from speechllm_course.units import assign, dedup, fit_units
+from speechllm_course.vocab_merge import UnitSpeechLLM
 from speechllm_course.vocoder import load_vocoder, vocoder_collate
 from speechllm_course.voices import can_synthesise, speak
 from speechllm_course.world import REFUSAL
@@ -45,12 +46,12 @@ def test_ask_says_what_is_wrong(command, question, more, code, part):
 def test_eval_hears_the_answers(command):
     code, out, _ = command("eval", "--data", "world:test_voices", "--task", "spoken_qa", "--committed", "--limit", 40, "--json")
     result = json.loads(out)
-    assert code == 0 and result["task"] == "spoken_qa" and result["n"] >= 5 and 0 <= result["exact"] <= 1 and 0 <= result["text_exact"] <= 1
+    assert code == 0 and result["task"] == "spoken_qa" and result["n"] >= 5 and result["exact"] >= .4 and result["text_exact"] >= .6 and not result["silent"]
     code, out, _ = command("eval", "--data", "world:test_voices", "--task", "resynthesis", "--committed", "--limit", 4, "--json")
     result = json.loads(out)
-    assert code == 0 and result["natural_wer"] <= result["wer"] + .5 and result["mel_distance"] > 0
+    assert code == 0 and result["wer"] < .5 and result["mel_distance"] > 0
     code, _, err = command("eval", "--data", "world:test_voices", "--task", "spoken_qa", "--part", "encoder")
-    assert code == 1 and "hears and speaks" in err
+    assert code == 2 and "hears and speaks" in err
     code, _, err = command("eval", "--data", "world:test_voices", "--model", "tiny-units", "--part", "encoder", "--committed")
     assert code == 1 and "use --model tiny" in err
 
@@ -125,3 +126,19 @@ def test_units_vocoder_and_language_model_from_config(tmp_path):
     again = dict(stage, start=str(tmp_path / "lm"))
     assert len(run_stage(Stage(stage="unit_lm", out=str(tmp_path / "lm2"), data=dict(data, views=1, batch=6), **again), device="cpu", quiet=True)) == 2
     with pytest.raises(ConfigError, match="layer: 99"): run_stage(Stage(stage="units", out=str(tmp_path / "none"), model=dict(layer=99), data=data), device="cpu", quiet=True)
+
+def test_units_that_the_shipped_vocoder_does_not_speak(command, question, tmp_path):
+    model = UnitSpeechLLM.load("tiny-units")
+    model.units.centres = model.units.centres.flip(0)                        # as another k-means would number them
+    model.save(tmp_path / "own")
+    code, _, err = command("ask", question[1], "--speak", tmp_path / "reply.wav", "--model", tmp_path / "own")
+    assert code == 1 and "put its own vocoder beside it" in err and not (tmp_path / "reply.wav").exists()
+    shutil.copytree(find_artifact("vocoder"), tmp_path / "vocoder")
+    assert command("ask", question[1], "--speak", tmp_path / "reply.wav", "--model", tmp_path / "own")[2] .count("vocoder") == 0
+    stage = tmp_path / "stage.yaml"
+    stage.write_text(f"stage: unit_lm\nout: {tmp_path / 'out'}\nstart: {tmp_path / 'own'}\ndata: {{clips: 8}}")
+    code, _, err = command("train", stage, "--dry-run")
+    assert code == 1 and "has other centres" in err
+    stage.write_text(f"stage: unit_lm\nout: {tmp_path / 'out'}\nstart: lm\ndata: {{clips: 8}}")
+    code, _, err = command("train", stage, "--dry-run")
+    assert code == 1 and "no units in its vocabulary" in err

@@ -37,8 +37,8 @@ class Plan:
     rates: tuple = (1e-3, 3e-3)   # the same choice for every row
     seeds: tuple = (0, 1, 2)      # of fresh weights, of k-means, and of the order of clips
     tests: int = 1000             # clips for each of transcripts, questions and manner
-    transcribe: float = .5        # share of exchanges that ask for the words
     manner: float = .3            # share of exchanges that ask how it was said
+    transcribe: float = .5        # of the others, share that asks for the words
     frames: int = 200_000         # that k-means sees
 
 QUICK = Plan(clips=60, steps=3, pilot=1, rates=(1e-3,), seeds=(0,), tests=40, frames=2000)
@@ -152,14 +152,14 @@ def run(out=None, quick=False, only=None):
     return saved
 
 ASKED, PROBED = ("pace", "pitch", "accent"), ("words", "voice", "pitch", "pace", "accent")
-HEAD = f"{'':16}|{'by asking':^43}|{'by a probe on what the language model gets':^60}|\n{'row':16}|{'WER':>10} {'pace':>10} {'pitch':>10} {'accent':>10}|" + "".join(f"{a:>12}" for a in PROBED) + f"|{'tokens/s':>9}{'train s':>9}"
+HEAD = f"{'':16}|{'by asking':^54}|{'by a probe on what the language model gets':^60}|\n{'row':16}|{'WER':>10} {'answers':>10} {'pace':>10} {'pitch':>10} {'accent':>10}|" + "".join(f"{a:>12}" for a in PROBED) + f"|{'positions/s':>12}{'train s':>9}"
 
 def line(name, runs):
     "One row of the table, in percent: means over seeds, and 95 % intervals where there are three or more."
-    asked = [[r["wer"] for r in runs], *([r["manner_of"][a] for r in runs] for a in ASKED)]
+    asked = [[r["wer"] for r in runs], [r["qa"] for r in runs], *([r["manner_of"][a] for r in runs] for a in ASKED)]
     probed = [[r["probes"]["language model"][a] for r in runs] for a in PROBED]
     show = lambda x: over_seeds([100 * v for v in x])
-    return f"{name:16}|" + " ".join(f"{show(x):>10}" for x in asked) + "|" + "".join(f"{show(x):>12}" for x in probed) + f"|{np.mean([r['tokens_per_second'] for r in runs]):9.1f}{np.mean([r['training_seconds'] for r in runs]):9.0f}"
+    return f"{name:16}|" + " ".join(f"{show(x):>10}" for x in asked) + "|" + "".join(f"{show(x):>12}" for x in probed) + f"|{np.mean([r['tokens_per_second'] for r in runs]):12.1f}{np.mean([r['training_seconds'] for r in runs]):9.0f}"
 
 def table(saved):
     "All rows that were measured."

@@ -99,12 +99,12 @@ def claim_table(folder:Path) -> str:
     if not path.exists(): return "Not measured yet; `speechllm bench claim --out data/results/claim.json` does it."
     saved = json.loads(path.read_text())
     seeds, n = len({r["seed"] for r in saved["rows"]}), saved["rows"][0]["n"]
-    head = ["row", "WER %", *(f"asked: {a} %" for a in ASKED), *(f"probe: {a} %" for a in PROBED), "positions a second", "training s"]
+    head = ["row", "WER %", "spoken questions right %", *(f"asked: {a} %" for a in ASKED), *(f"probe: {a} %" for a in PROBED), "positions a second", "training s"]
     lines = [f"Measured on {saved['hardware']}; {seeds} seeds, n = {n:,} clips of unseen voices; ± is a 95 % interval over seeds.", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for name in ROWS_OF_THE_CLAIM:
         runs = [r for r in saved["rows"] if r["row"] == name]
         if not runs: continue
-        cells = [over_seeds([100 * r["wer"] for r in runs]), *(over_seeds([100 * r["manner_of"][a] for r in runs]) for a in ASKED), *(over_seeds([100 * r["probes"]["language model"][a] for r in runs]) for a in PROBED)]
+        cells = [over_seeds([100 * r["wer"] for r in runs]), over_seeds([100 * r["qa"] for r in runs]), *(over_seeds([100 * r["manner_of"][a] for r in runs]) for a in ASKED), *(over_seeds([100 * r["probes"]["language model"][a] for r in runs]) for a in PROBED)]
         lines.append(f"| {name} | {' | '.join(cells)} | {sum(r['tokens_per_second'] for r in runs) / len(runs):.1f} | {sum(r['training_seconds'] for r in runs) / len(runs):.0f} |")
     return "\n".join(lines)
 

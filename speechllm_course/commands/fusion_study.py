@@ -47,8 +47,8 @@ class Plan:
     rates: tuple = (1e-3, 3e-3)   # the same choice for every row
     seeds: tuple = (0, 1, 2)      # of fresh weights and of the order of clips
     tests: int = 1000             # clips for each of transcripts, questions and manner
-    transcribe: float = .5        # share of exchanges that ask for the words
     manner: float = .2            # share of exchanges that ask how it was said
+    transcribe: float = .5        # of the others, share that asks for the words
     seconds: float = 0            # of training, by the speed of this machine: fewer steps where they would take longer (0: no limit)
     own: dict = field(default_factory=dict)      # row → settings and options of the connector of its own, where terms need not be equal
 

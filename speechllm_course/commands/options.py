@@ -14,10 +14,10 @@ def known_options(values, known, where="model"):
         if key not in known: raise ConfigError(f"{where}.{key}: unknown key; did you mean {(difflib.get_close_matches(key, known, 1) or list(known))[0]}?")
     return values
 
-def started_from(start, kind, example):
+def started_from(start, kind, example, where="start"):
     "The folder of a trained model that a stage continues. Raises `ConfigError` for what is no model of this kind: transformers would start from random weights."
     folder = find_artifact(start)
     try: found = json.loads((folder / "config.json").read_text()).get("model_type")
     except (OSError, ValueError): found = None
-    if found != kind: raise ConfigError(f"start: {start} {'holds no model' if found is None else f'is a {found}'}; name {example}")
+    if found != kind: raise ConfigError(f"{where}: {start} {'holds no model' if found is None else f'is a {found}'}; name {example}")
     return folder

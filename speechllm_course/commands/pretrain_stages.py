@@ -45,7 +45,10 @@ def folder_store(folder):
     "Energies of every sound file below a folder; broken ones are skipped, counted and named. Raises `DataError` when none is left."
     folder = Path(folder)
     if not folder.is_dir(): raise DataError(f"{folder}: no such folder; give one with sound files")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    files = [p for p in found if p.is_file()]
+    for p in found:
+        if p.is_symlink() and not p.exists(): print(f"{p}: skipped, a link that leads nowhere")
     if not files: raise DataError(f"{folder}: no sound files below it; known are {', '.join(sorted(SUFFIXES))}")
     place, skipped = cache_dir() / "energies" / f"folder-{fingerprint([(str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns) for p in files])}", []
     def clips():
@@ -88,9 +91,10 @@ class Clips:
 def hubert_targets(about, store, valid, seed, device="cpu"):
     "Ids of the store's frames, ids of the held-out clips' frames: clusters of MFCCs, or of a layer of a trained encoder."
     K = about.options.get("clusters", 100)
+    if isinstance(K, bool) or not isinstance(K, int) or K < 2: raise ConfigError(f"model.options.clusters: {K!r} must be a whole number, at least 2")
     if about.targets == "mfcc": frames, of_valid = mfcc_frames(store), mfcc_frames(valid)
     else:
-        encoder = Conformer.from_pretrained(find_artifact(about.targets), dtype=torch.float32, use_safetensors=True).to(device).eval()
+        encoder = Conformer.from_pretrained(started_from(about.targets, ConformerConfig.model_type, "mfcc, or one of our encoders", "model.targets"), dtype=torch.float32, use_safetensors=True).to(device).eval()
         frames, of_valid = (layer_frames(s, encoder, about.layer) for s in (store, Joined([valid])))
     ids, centres = cluster_targets(frames, len(store), K, seed)
     return ids, lambda i: assign(of_valid(i), centres)
@@ -104,12 +108,12 @@ def copy_body(source, target):
 def pretrainer(about, data, store, start, seed=0, device="cpu"):
     "(model, batches, watch) for the one loop."
     if about.objective not in OBJECTIVES: raise ConfigError(f"model.objective: {about.objective!r} is unknown; choose from {', '.join(OBJECTIVES)}")
+    make = OBJECTIVES[about.objective]
+    objective = make(start.config, **known_options(about.options, list(inspect.signature(make).parameters)[1:], "model.options"))      # before anything that takes time
     body, valid = ConformerBody(start.config), Clips(held_out())
     copy_body(start, body)
     ids = of_valid = None
     if about.objective == "hubert": ids, of_valid = hubert_targets(about, store, valid, seed, device)
-    make = OBJECTIVES[about.objective]
-    objective = make(start.config, **known_options(about.options, list(inspect.signature(make).parameters)[1:], "model.options"))
     batches = Batches([r["frames"] for r in store.rows], masked_collate(store, data.p, data.width, ids), data.budget, data.seed)
     looked = masked_collate(valid, data.p, data.width, of_valid)
     return Pretrainer(body, objective), batches, watcher([looked(range(k, min(k + 20, len(valid))), torch.Generator().manual_seed(k)) for k in range(0, len(valid), 20)])

@@ -10,7 +10,7 @@ from speechllm_course.griffin_lim import mel_distance
 from speechllm_course.processor import load_model
 from speechllm_course.sequences import ALOUD
 from speechllm_course.sharing import load_with_adapter
-from speechllm_course.vocab_merge import UnitSpeechLLM
+from speechllm_course.vocab_merge import UnitSpeechLLM, are_shipped
 from speechllm_course.vocoder import load_vocoder, voice_vector
 
 SPOKEN = ("spoken_qa", "resynthesis")      # tasks of eval whose replies are heard
@@ -28,7 +28,10 @@ def load_any(source, device="cpu", vocoder=False):
         if vocoder: raise ValueError(f"{source}: this model has no units to speak with; use --model tiny-units")
         return load_model(source, device)
     model = UnitSpeechLLM.load(source, device)
-    if vocoder: model.vocoder = load_vocoder("vocoder", device)
+    if vocoder:
+        own = find_artifact(source).parent / "vocoder"                           # built beside the model
+        if not own.is_dir() and not are_shipped(model.units): raise ValueError(f"{source}: its units are not those that the shipped vocoder speaks; put its own vocoder beside it, as {own}")
+        model.vocoder = load_vocoder(own if own.is_dir() else "vocoder", device)
     return model
 
 def tokenizer_of(model): return model.tokenizer if isinstance(model, UnitSpeechLLM) else model.processor.tokenizer

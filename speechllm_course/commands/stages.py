@@ -203,7 +203,8 @@ def run_stage(config:Stage, resume=False, dry_run=False, device="auto", quiet=Fa
 
 def _sample(config):
     "The same data settings with a few clips of each kind: enough to check them and to time two steps."
-    if config.stage in ("lm", "unit_lm"): return config.data if config.stage == "lm" else {**config.data, "clips": 50, "views": 1}
+    if config.stage == "lm": return config.data
+    if config.stage == "unit_lm": return {**config.data, "clips": 50, "views": 1, **{name: min(config.data.get(name, 0), 50) for name in ("spoken_digits", "flite_clips")}}
     data = check_config(dict(config.data), PretrainData if config.stage == "pretrain" else SpeechData)
     counts = {name: min(getattr(data, name), 50) for name in COUNTS}
     return {**config.data, **counts, "views": min(data.views, 1)}

@@ -6,7 +6,7 @@ import torch
 
 from speechllm_course.audio import log_mel_energy
 from speechllm_course.cache import ArrayStore, fingerprint
-from speechllm_course.commands.options import started_from
+from speechllm_course.commands.options import known_options, started_from
 from speechllm_course.commands.stores import ANSWERING, SpeechData, by_length, encoded_store, spoken_form, training_store
 from speechllm_course.corpus import cache_dir, find_artifact
 from speechllm_course.lm import LabelLoss, load_lm
@@ -93,8 +93,10 @@ def vocoder_stage(config):
     data, units = check_config(config.data, SpeechData), UnitTokenizer.load(find_artifact(config.units))
     store = training_store(data)
     pairs = units_of_clips(units, store)
-    settings = VocoderConfig(units=units.K, **config.model)
+    settings = VocoderConfig(units=units.K, **known_options(config.model, VocoderConfig.__annotations__))
     model = Vocoder.from_pretrained(started_from(config.start, VocoderConfig.model_type, "a vocoder, such as vocoder"), dtype=torch.float32, use_safetensors=True) if config.start else Vocoder(settings)
+    if model.config.units != units.K: raise ConfigError(f"start: {config.start} speaks {model.config.units} units, {config.units} has {units.K}; name the units that it was trained with")
+    settings = model.config
     others = {i: voice_statistics(store[i], row["hz"]) for i, row in enumerate(store.rows) if not row.get("own_voice")}
     if not config.start: model.know_voices(torch.stack([*others.values()]))
     # The answering voice is given no description but the mean: who speaks without a voice speaks in that one. The description of a single word would give the word away.
@@ -108,6 +110,10 @@ def unit_lm_stage(config):
     for task in ("interleave", "manner"):
         if data.shares.get(task): raise ConfigError(f"data.shares.{task}: the clips of this stage carry no {'words with their moments' if task == 'interleave' else 'labels of how they were said'}; use the class UnitBatches with rows that do (lesson 11d), or drop it")
     lm, tokenizer = load_lm(config.start or config.lm)
-    if not config.start: add_units(tokenizer, lm, units.K, **config.model)
+    if not config.start: add_units(tokenizer, lm, units.K, **known_options(config.model, ("init", "seed")))
+    try: model = UnitSpeechLLM(lm, tokenizer, units)
+    except ValueError as e: raise ConfigError(f"start: {config.start}: {e}") from None
+    if (find_artifact(config.start or "lm") / "units.json").exists() and not torch.equal(UnitTokenizer.load(config.start).centres, units.centres):
+        raise ConfigError(f"units: {config.units} has other centres than the units that {config.start} was trained with; name those, or drop start")
     batches = UnitBatches(tokenizer, unit_rows(units, data), data.batch, data.seed, data.shares, data.text_share, data.questions, data.chains, data.drop)
-    return LabelLoss(lm), batches, lambda folder: UnitSpeechLLM(lm, tokenizer, units).save(folder)
+    return LabelLoss(lm), batches, lambda folder: model.save(folder)
