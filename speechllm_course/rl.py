@@ -63,6 +63,9 @@ def check_rl(config:RLConfig):
     if config.updates < 1 or config.max_new_tokens < 1: raise ConfigError("rl.updates and rl.max_new_tokens must be at least 1")
     if config.algorithm == "ppo" and config.updates < 2: raise ConfigError("rl.updates: 1 for ppo; with one step for every reply the ratio is always 1 and nothing is ever clipped; set updates: 2 or more, or algorithm: rloo")
     if config.updates > 1 and config.algorithm not in ("ppo", "grpo"): raise ConfigError(f"rl.updates: {config.updates} for {config.algorithm}, which has no ratio that would allow for old replies; set updates: 1, or algorithm: ppo")
+    for name in ("kl", "supervised", "entropy_floor", "clip_low", "clip_high"):
+        if getattr(config, name) < 0: raise ConfigError(f"rl.{name}: {getattr(config, name)} is below 0; set it to 0 or more")
+    if config.beta <= 0: raise ConfigError(f"rl.beta: {config.beta}; without a price for leaving the start the loss of dpo is constant; set it above 0, such as 0.1")
     if config.temperature <= 0: raise ConfigError(f"rl.temperature: {config.temperature}; greedy replies are all alike, so nothing can be compared; set it above 0")
     Reward(config.rewards)
 

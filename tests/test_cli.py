@@ -30,7 +30,8 @@ def test_errors_are_one_line(command, arguments, code, part):
 
 @pytest.mark.parametrize("text,part", [
     ("stag: lm", "did you mean stage"), ("1: lm", "unknown key"), ("stage: lm\ntrain: {learning_rate: 1e-3}", "without a point"), ("stage: speechllm\ntrain: {trainable: ['(']}\ndata: {clips: 4}", "not regular expressions"),
-    ("stage: encoder\nstart: lm", "is a llama"), ("stage: encoder\nstart: nowhere", "holds no model"), ("stage: encoder\nlm: nowhere", "no language model there"), ("stage: vocoder\nstart: encoder", "is a speechllm_conformer"), ("stage: pretrain\nstart: lm", "is a llama"), ("stage: song", "choose from"), ("stage: lm\ntrain: {steps: soon}", "not of type int"), ("stage: lm\ntrain: {learning_rat: 1.0}", "did you mean learning_rate"),
+    ("stage: encoder\nstart: lm", "is a llama"), ("stage: encoder\nstart: nowhere", "holds no model"), ("stage: encoder\nlm: nowhere", "no language model there"), ("stage: vocoder\nstart: encoder", "is a speechllm_conformer"), ("stage: pretrain\nstart: lm", "is a llama"), ("stage: rl\nstart: tiny\nrl: {kl: -1.0}", "below 0"), ("stage: rl\nstart: tiny\nrl: {algorithm: dpo, beta: 0.0}", "is constant"),
+    ("stage: speechllm\nthaw: lora\nlora: {rank: high}\ndata: {clips: 4}", "lora.rank: 'high' is not a number"), ("stage: speechllm\nthaw: lora\nlora: {targets: '('}\ndata: {clips: 4}", "not a regular expression"), ("stage: speechllm\ndistil: {weight: high}\ndata: {clips: 4}", "distil.weight"), ("stage: song", "choose from"), ("stage: lm\ntrain: {steps: soon}", "not of type int"), ("stage: lm\ntrain: {learning_rat: 1.0}", "did you mean learning_rate"),
     ("{", "not valid YAML"), ("- 1", "needs keys"), ("stage: speechllm\nencoder: /nowhere", "no encoder there"), ("stage: speechllm\nmodel: {connector: {name: mlpp}}", "did you mean mlp"),
     ("stage: speechllm\nmodel: {connector: {name: mlp, stack: 0}}", "at least 1"), ("stage: speechllm\ntrain: {trainable: [conector]}\ndata: {clips: 4}", "matches no parameter"),
 ])
@@ -38,6 +39,11 @@ def test_bad_configs(command, tmp_path, text, part):
     path = tmp_path / "config.yaml"; path.write_text(text)
     code, _, err = command("train", path, "--dry-run")
     assert code == 1 and part in err and len(err.strip().splitlines()) == 1
+
+def test_every_file_has_a_folder_of_its_own(tmp_path):
+    from speechllm_course.commands.stages import read_config
+    (tmp_path / "mine.yaml").write_text("stage: lm"); (tmp_path / "other.yaml").write_text("stage: lm\nout: elsewhere")
+    assert [read_config(tmp_path / f"{name}.yaml").out for name in ("mine", "other")] == ["runs/mine", "elsewhere"]
 
 def test_config_files_that_are_none(command, tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"stage: \xff\xfe")

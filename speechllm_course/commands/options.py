@@ -21,3 +21,8 @@ def started_from(start, kind, example, where="start"):
     except (OSError, ValueError): found = None
     if found != kind: raise ConfigError(f"{where}: {start} {'holds no model' if found is None else f'is a {found}'}; name {example}")
     return folder
+
+def check_numbers(values, names, where):
+    "Raises `ConfigError` where one of these options is there and no number."
+    for name in names:
+        if name in values and (isinstance(values[name], bool) or not isinstance(values[name], (int, float))): raise ConfigError(f"{where}.{name}: {values[name]!r} is not a number (YAML takes 1e-3, without a point, for text)")

@@ -7,7 +7,7 @@ import torch, yaml
 from accelerate import PartialState
 
 from speechllm_course.commands.hardware import peak_memory
-from speechllm_course.commands.options import known_options, started_from
+from speechllm_course.commands.options import check_numbers, known_options, started_from
 from speechllm_course.commands.own_clips import asking, recording_batches, with_recordings
 from speechllm_course.commands.pretrain_stages import PretrainData, pretrain_stage
 from speechllm_course.commands.stores import COUNTS, SpeechData, encoded_store, training_store
@@ -34,7 +34,7 @@ class TextData:
 class Stage:
     "One training run."
     stage: str = "speechllm"      # lm, encoder, speechllm, rl, pretrain, units, vocoder or unit_lm
-    out: str = "runs/train"       # folder for checkpoints and the finished model
+    out: str = "runs/train"       # folder for checkpoints and the finished model; from a file, runs/ and the file's name
     model: dict = field(default_factory=dict)     # options of the model
     data: dict = field(default_factory=dict)      # SpeechData, TextData or UnitData
     train: dict = field(default_factory=dict)     # TrainConfig
@@ -57,7 +57,7 @@ def read_config(path:Path) -> Stage:
     except UnicodeDecodeError: raise ConfigError(f"{path}: not a text file in UTF-8; save it as one") from None
     except yaml.YAMLError as e: raise ConfigError(f"{path}: not valid YAML ({' '.join(str(e).split())[:120]})") from None
     if not isinstance(values, dict): raise ConfigError(f"{path}: needs keys and values, such as stage: lm")
-    config = check_config(values, Stage)
+    config = check_config({"out": f"runs/{path.stem}", **values}, Stage)
     if config.stage not in STAGES: raise ConfigError(f"stage: {config.stage!r} is unknown; choose from {', '.join(STAGES)}")
     return config
 
@@ -158,6 +158,9 @@ def _thaw(config, model):
     if not config.thaw:
         if config.lora: raise ConfigError("lora: needs thaw: lora or encoder")
         return
+    check_numbers(config.lora, ("rank", "alpha", "dropout"), "lora")
+    try: re.compile(config.lora.get("targets", ""))
+    except (re.error, TypeError) as e: raise ConfigError(f"lora.targets: {config.lora['targets']!r} is not a regular expression ({e})") from None
     taken = [key for key in ("trainable", "rates") if key in config.train]
     if taken: raise ConfigError(f"train.{taken[0]}: thaw says what moves, and how fast; drop one of the two")
     config.train = {**config.train, **thaw(model, config.thaw, dict(config.lora))}
@@ -171,6 +174,7 @@ def _learner(config, model):
     "The model itself, or the model with its teacher."
     if not config.distil: return model
     options = known_options(dict(config.distil), ("weight", "temperature", "teacher"), "distil")
+    check_numbers(options, ("weight", "temperature"), "distil")
     if options.get("teacher") not in (None, "self", "base"): options["teacher"] = load_lm(options["teacher"])[0]
     return Distilled(model, **options)
 
