@@ -283,10 +283,10 @@ class SpeechLLM(SpeechLLMForCausalLM):
         "Join a trained encoder and a trained language model with fresh slots between them. Raises `ValueError` where a CTC head would be taken over that speaks another vocabulary."
         model = cls(SpeechLLMConfig(audio_config=encoder.config.to_dict(), text_config=lm.config.to_dict(), audio_token_id=audio_token_id,
                                     post_process=post_process, connector=connector, prompt_end=getattr(processor, "prompt_end", None)))
+        copy_parts(model, encoder, lm)
         spoken, connector = getattr(encoder.config, "vocabulary", ""), model.model.connector
         if spoken and processor is not None and getattr(connector, "start", "") == "encoder" and spoken != name_vocabulary(processor.tokenizer):
             raise ValueError("head: the encoder's CTC head speaks the tokens of another language model; use an encoder trained for this one, or head: fresh")
-        copy_parts(model, encoder, lm)
         model.processor = processor
         return model.eval()
 

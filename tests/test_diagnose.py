@@ -127,4 +127,4 @@ def test_eval_examines_and_refuses_what_it_cannot(capsys, monkeypatch):
     figures = json.loads(out)["diagnosis"]
     assert code == 0 and set(figures) == {"listening", "following", "worst_prompt", "text", "batched", "prompts", "alignment"} and figures["text"]["kept"] is not None
     code, _, err = call("--diagnose", "--part", "encoder")
-    assert code == 1 and "drop --part" in err and err.count("\n") == 1
+    assert code == 2 and "drop --part" in err and err.count("\n") == 1

@@ -143,7 +143,7 @@ def test_steps_that_fit_into_a_time(monkeypatch):
     now = [0.]
     monkeypatch.setattr(fusion_study.time, "perf_counter", lambda: now[0])
     def learn(steps): now[0] += .1 * steps
-    assert fusion_study.steps_within(60, 900, learn) == 540 and fusion_study.steps_within(600, 900, learn) == 900
+    assert fusion_study.steps_within(60, 900, learn) == 600 and fusion_study.steps_within(600, 900, learn) == 900
 
 def test_which_one_when_puts_ones_own_steps_beside_the_study():
     lines = fusion_study.closing(["layer 2", "hard"], {name: dict(loss=1.25, seconds=3.) for name in ("layer 2", "hard")}).splitlines()
