@@ -181,7 +181,7 @@ def fusion(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few 
     for name in row or []: choose("--row", name, LOUDNESS_ROWS if loudness else ROWS)
     kinds = [kind for kind, wanted in (("quick", quick), ("transcripts", transcripts), ("loudness", loudness)) if wanted]
     if len(kinds) > 1: raise typer.BadParameter(f"--{kinds[0]} and --{kinds[1]} are two studies; choose one")
-    run(out, *kinds[:1] or [""], only=row)
+    run(out, kinds[0] if kinds else "", row)
 
 @bench_app.command()
 def claim(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few steps: every row runs, no figure is evidence")] = False,

@@ -1,10 +1,9 @@
 "The solution passes; the stub and plausible bugs fail, each with a message of its own."
-import json, numpy as np, pytest, re, torch, zlib
+import json, numpy as np, pytest, re, torch
 
 from conftest import ROOT
 from speechllm_course import checks
-from speechllm_course.checks import checkers, exercise_cells, explain, lessons
-from speechllm_course.world import Utterance
+from speechllm_course.checks import checkers, explain, lessons
 
 def level_amplitude(w): return 20 * torch.log10(w.square().mean().clamp(min=1e-12))
 def level_sum(w): return 10 * torch.log10(w.square().sum().clamp(min=1e-12))

@@ -1,6 +1,5 @@
 "The full proof before a release: fresh environments, both Python versions, both ends of the transformers range, from the wheel alone."
 import os, shutil, subprocess, sys, time
-from pathlib import Path
 
 import pytest
 

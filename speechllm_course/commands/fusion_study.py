@@ -240,8 +240,10 @@ def _settings(plan, model, rows=ROWS):
     return dict(plan=json.loads(json.dumps(asdict(plan))), rows={k: list(v) for k, v in rows.items()}, parts=fingerprint(model.model.encoder, model.model.language_model), starts=STARTS)
 
 def begin(out, settings, hardware, anew=False):
-    "The results so far, when they were made on the same terms. `anew` drops them: a quick run starts over, but never over anything else."
-    if anew: begin(out, settings, hardware); out.unlink(missing_ok=True)
+    "The results so far, when they were made on the same terms. `anew` drops them: a quick run, which is no evidence, starts over, but never over anything else."
+    if anew:
+        begin(out, settings, hardware)
+        write_text(out, json.dumps(dict(hardware=hardware, settings=settings, rows=[], evidence=False)) + "\n")
     if not out.exists(): return dict(hardware=hardware, settings=settings, rows=[])
     try: saved = json.loads(out.read_text())
     except ValueError: raise ConfigError(f"{out}: not JSON; remove it, or give another --out") from None
@@ -273,7 +275,6 @@ def run(out=None, kind="", only=None):
     tests = [test_set(encoder, task, plan.tests, committed) for task in (None, "qa")]
     valid_rows, waveforms, _ = decode_rows(load_world("valid").select(range(24 if quick else 100)))
     valid = encode_all(encoder, waveforms), valid_rows
-    if quick: keep(out, about, evidence=False)
     if "encoder" not in saved: saved = keep(out, about, encoder=encoder_curve(tests[0][2], tests[0][0], range(1 if quick else 5)))
     done, rates = {(r["row"], r["seed"]) for r in saved["rows"]}, {r["row"]: r["learning_rate"] for r in saved["rows"]}
     for seed in plan.seeds:

@@ -12,7 +12,7 @@ from speechllm_course.commands.options import known_options, started_from
 from speechllm_course.commands.stores import COUNTS, SpeechData, by_length, encoded_store, training_store
 from speechllm_course.conformer import ConformerBody
 from speechllm_course.contrastive import Contrast
-from speechllm_course.corpus import DataError, cache_dir, decode_rows, find_artifact, load_world
+from speechllm_course.corpus import DataError, cache_dir, decode_rows, load_world
 from speechllm_course.encoder import Conformer, ConformerConfig, ctc_collate, with_edges
 from speechllm_course.encoders import LogMelExtractor
 from speechllm_course.hubert import MaskedClusters, cluster_targets, mfcc

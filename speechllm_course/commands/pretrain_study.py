@@ -7,15 +7,15 @@ import numpy as np, torch
 from transformers import AutoTokenizer
 
 from speechllm_course.audio import log_mel_energy
-from speechllm_course.cache import Joined, fingerprint
+from speechllm_course.cache import Joined
 from speechllm_course.commands.fusion_study import begin, best_rate, keep, over_seeds
 from speechllm_course.commands.hardware import describe
 from speechllm_course.commands.pretrain_stages import Clips, Part, PretrainData, PretrainModel, folder_store, fresh_start, pretrain_once, spell
-from speechllm_course.commands.report import write_text
 from speechllm_course.commands.stores import SpeechData, training_store
 from speechllm_course.corpus import DataError, decode_rows, find_artifact, load_world
 from speechllm_course.encoder import Conformer, ctc_collate, transcribe
 from speechllm_course.evaluate import bootstrap, word_errors
+from speechllm_course.lm import name_vocabulary
 from speechllm_course.optimise import TrainConfig
 from speechllm_course.recordings import HELD_OUT_SPEAKER, find_root, load_fsdd
 from speechllm_course.voices import can_flite, can_synthesise
@@ -121,7 +121,7 @@ def run(out=None, quick=False, only=None, seeds=None, device="cpu"):
     plan, out = replace(QUICK if quick else Plan(), device=device), Path(out or f"runs/pretrain{'-quick' if quick else ''}.json")
     tokenizer = AutoTokenizer.from_pretrained(find_artifact("lm"))
     terms = {k: v for k, v in asdict(plan).items() if k != "device"}                   # rows may be measured on several machines: each says on which
-    about = dict(plan=json.loads(json.dumps(terms)), rows=ROWS, labels=fingerprint(sorted(tokenizer.get_vocab().items()))), describe(plan.device)
+    about = dict(plan=json.loads(json.dumps(terms)), rows=ROWS, labels=name_vocabulary(tokenizer)), describe(plan.device)
     saved = begin(out, *about, anew=quick)
     pool = training_store(SpeechData(clips=plan.clips, spoken_digits=plan.spoken_digits, seed=plan.clip_seed))
     if quick: pool = Part(pool, range(min(plan.clips, len(pool))))

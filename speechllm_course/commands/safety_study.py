@@ -3,7 +3,7 @@ import copy, functools, json, random, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np, torch
+import torch
 
 from speechllm_course.cache import Joined, fingerprint
 from speechllm_course.commands.fusion_study import begin, encode_all, replies, over_seeds

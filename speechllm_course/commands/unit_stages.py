@@ -113,7 +113,7 @@ def unit_lm_stage(config):
     if not config.start: add_units(tokenizer, lm, units.K, **known_options(config.model, ("init", "seed")))
     try: model = UnitSpeechLLM(lm, tokenizer, units)
     except ValueError as e: raise ConfigError(f"start: {config.start}: {e}") from None
-    if (find_artifact(config.start or "lm") / "units.json").exists() and not torch.equal(UnitTokenizer.load(config.start).centres, units.centres):
+    if config.start and (find_artifact(config.start) / "units.json").exists() and not torch.equal(UnitTokenizer.load(config.start).centres, units.centres):
         raise ConfigError(f"units: {config.units} has other centres than the units that {config.start} was trained with; name those, or drop start")
     batches = UnitBatches(tokenizer, unit_rows(units, data), data.batch, data.seed, data.shares, data.text_share, data.questions, data.chains, data.drop)
     return LabelLoss(lm), batches, lambda folder: model.save(folder)
