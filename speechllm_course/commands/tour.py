@@ -24,6 +24,8 @@ from speechllm_course.sequences import ALOUD
 from speechllm_course.train import train
 from speechllm_course.vocoder import voice_vector
 
+QUICK = 24  # --quick takes one of so many steps and clips
+
 @dataclass
 class Tour:
     "What the stages share."
@@ -34,7 +36,7 @@ class Tour:
     sections: list = field(default_factory=list)
     results: dict = field(default_factory=dict)
 
-    def n(self, full): return max(4, full // 12) if self.quick else full
+    def n(self, full): return max(2, full // QUICK) if self.quick else full
 
 def percent(x): return f"{100 * x:.1f} %"
 
@@ -212,7 +214,7 @@ def run(quick=False, device="cpu", out=Path("runs/tour"), seed=0):
     t, began = Tour(quick, device, Path(out), seed), time.perf_counter()
     t.out.mkdir(parents=True, exist_ok=True)
     for number, (title, stage, expected) in enumerate(STAGES, 1):
-        print(f"{number}/{len(STAGES)} {title} (about {max(1, expected // 12) if quick else expected} s)", flush=True)
+        print(f"{number}/{len(STAGES)} {title} (about {max(1, expected // QUICK) if quick else expected} s)", flush=True)
         start = time.perf_counter()
         text, parts = stage(t)
         seconds = time.perf_counter() - start
