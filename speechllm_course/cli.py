@@ -1,5 +1,6 @@
 "The command line: thin functions that call the library and turn its errors into one line."
 import contextlib, json, os, sys, warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -280,7 +281,8 @@ def data_fetch(name: Annotated[str, typer.Argument(help="fsdd or barista")], to:
 def notebooks(dest: Annotated[Path, typer.Argument(help="a new folder")]):
     """Copy the course out, to work in it. Example: speechllm notebooks my-course"""
     from speechllm_course.commands.doctor import copy_notebooks
-    print(f"{copy_notebooks(dest)} notebooks in {dest}; open them with: jupyter lab {dest}")
+    first = "" if find_spec("jupyterlab") else "pip install jupyterlab, then "
+    print(f"{copy_notebooks(dest)} notebooks in {dest}; open them with: {first}jupyter lab {dest}")
 
 @app.command()
 def check(lesson: Annotated[str, typer.Argument(help="a lesson's number, such as 01a")], notebook: Annotated[Optional[Path], typer.Option(help="your exercise notebook (default: exercises/LESSON_*.ipynb here or below nbs)")] = None):

@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 import speechllm_course
 from .audio import AudioError, encode_audio, load_audio
-from .voices import FLITE_VOICES, Voice, can_flite, can_synthesise, median_pitch, pitch_class, random_voice, speak, speak_flite
+from .voices import FLITE_VOICES, Voice, can_synthesise, median_pitch, pitch_class, random_voice, speak, speak_flite
 from .world import sentences
 
 # %% ../nbs/02c_corpus.ipynb #corpus-006

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from transformers.modeling_outputs import ModelOutput
 
 from .audio import normalise_log_mel

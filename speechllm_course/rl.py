@@ -67,6 +67,10 @@ def check_rl(config:RLConfig):
         if getattr(config, name) < 0: raise ConfigError(f"rl.{name}: {getattr(config, name)} is below 0; set it to 0 or more")
     if config.beta <= 0: raise ConfigError(f"rl.beta: {config.beta}; without a price for leaving the start the loss of dpo is constant; set it above 0, such as 0.1")
     if config.temperature <= 0: raise ConfigError(f"rl.temperature: {config.temperature}; greedy replies are all alike, so nothing can be compared; set it above 0")
+    by_advantage = config.algorithm not in ("mwer", "dpo")
+    for names, read in (("beta", config.algorithm == "dpo"), ("clip_low clip_high", config.updates > 1), ("loss_type zero_variance", by_advantage), ("correct_kl", by_advantage and config.kl)):
+        for name in names.split():
+            if not read and getattr(config, name) != getattr(RLConfig, name): raise ConfigError(f"rl.{name}: never read by {config.algorithm} with updates: {config.updates} and kl: {config.kl}; drop it")
     Reward(config.rewards)
 
 # %% ../nbs/15d_rl.ipynb #rl-017

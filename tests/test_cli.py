@@ -1,7 +1,7 @@
 "The command line: help everywhere, one-line errors, exit codes."
 import json
 
-import pytest, torch
+import pytest
 
 from speechllm_course.audio import load_audio, save_audio
 from speechllm_course.corpus import load_world

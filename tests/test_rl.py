@@ -7,7 +7,7 @@ import pytest, torch
 from speechllm_course.audio import log_mel_energy
 from speechllm_course.augment import add_noise
 from speechllm_course.corpus import decode_rows, load_world
-from speechllm_course.optimise import Batches, ConfigError, TrainConfig
+from speechllm_course.optimise import Batches, TrainConfig
 from speechllm_course.policy import Collapse
 from speechllm_course.processor import load_model, new_model, speech_collate
 from speechllm_course.rl import ALGORITHMS, Policy, Prompts, RLConfig
@@ -100,14 +100,14 @@ def test_kill_and_resume_reach_the_same_bits(tmp_path):
     from safetensors.torch import load_file
     script = tmp_path / "run.py"; script.write_text(RUN.format(tests=str(Path(__file__).parent)))
     def start(out): return subprocess.Popen([sys.executable, str(script), str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    process = start(tmp_path / "broken"); began = time.time()
+    undisturbed, process, began = start(tmp_path / "whole"), start(tmp_path / "broken"), time.time()
     while process.poll() is None and time.time() - began < 120:
         latest = tmp_path / "broken" / "latest"
         if latest.exists() and latest.read_text() in ("checkpoint-0000002", "checkpoint-0000004", "checkpoint-0000005"): break
         time.sleep(.01)
     assert process.poll() is None; process.send_signal(signal.SIGKILL); process.communicate()
-    for out in ("broken", "whole"):
-        process = start(tmp_path / out); _, err = process.communicate(timeout=300)
+    for process in (start(tmp_path / "broken"), undisturbed):
+        _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err[-2000:]
     a, b = (load_file(tmp_path / out / "checkpoint-0000008" / "model.safetensors") for out in ("broken", "whole"))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -117,7 +117,8 @@ def test_kill_and_resume_reach_the_same_bits(tmp_path):
 @pytest.mark.parametrize("lines, says", [
     ("start: tiny\nrl: {algorithm: gpro}", "rl.algorithm: 'gpro' is unknown"), ("start: tiny\nrl: {group: 1}", "set group: 2 or more"), ("rl: {group: 4}", "start: reinforcement learning begins from a model"),
     ("start: tiny\nrl: {rewards: {word: 1.0}}", "did you mean words"), ("start: tiny\nrl: {temprature: 1.0}", "did you mean temperature"), ("start: tiny\nrl: {algorithm: ppo}", "set updates: 2"),
-    ("start: tiny\nrl: {algorithm: ppo, updates: 2}\ntrain: {accumulation: 2}", "rl.updates"), ("start: tiny\ndistil: {weight: 0.5}", "distil")])
+    ("start: tiny\nrl: {algorithm: ppo, updates: 2}\ntrain: {accumulation: 2}", "rl.updates"), ("start: tiny\ndistil: {weight: 0.5}", "distil"),
+    ("start: tiny\nrl: {clip_low: 0.1}", "rl.clip_low: never read by grpo"), ("start: tiny\nrl: {algorithm: mwer, loss_type: dapo}", "rl.loss_type: never read by mwer"), ("start: tiny\nrl: {beta: 0.3}", "rl.beta: never read by grpo"), ("start: tiny\nrl: {kl: 0.0, correct_kl: true}", "rl.correct_kl")])
 def test_settings_that_cannot_work_are_refused_before_anything_is_trained(command, tmp_path, lines, says):
     path = tmp_path / "rl.yaml"; path.write_text(f"stage: rl\n{lines}\n")
     code, _, err = command("train", path, "--dry-run")

@@ -6,7 +6,7 @@ import torch
 
 from speechllm_course.corpus import decode_rows, load_world
 from speechllm_course.encoder import encoder_features
-from speechllm_course.lm import LabelLoss, chat, load_lm, pad_rows
+from speechllm_course.lm import LabelLoss, chat, load_lm
 from speechllm_course.processor import load_ears
 from speechllm_course.sequences import (ALOUD, CONTINUE, PATTERNS, SAY, TASKS, UnitBatches, align_words, answer_text, chain, check_shares, delay, flatten, hear, interleave,
     length_groups, resume, say, text_exchanges, tile_words, undelay, unflatten, unit_rows)

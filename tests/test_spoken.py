@@ -1,7 +1,7 @@
 "Speech out: a spoken question in, a spoken answer out, judged by an encoder that had no part in it."
 import difflib, json, shutil
 
-import pytest, torch, yaml
+import pytest, torch
 
 from speechllm_course.audio import load_audio, log_mel_energy, normalise_log_mel, save_audio
 from speechllm_course.commands import unit_stages

@@ -89,7 +89,8 @@ def test_only_the_main_process_saves_a_stage(tmp_path):
 @pytest.mark.skipif(not can_synthesise(), reason="eSpeak NG is not installed")
 def test_the_same_part_is_the_same_in_every_process(tmp_path):
     code = "from speechllm_course.commands.stores import *; write_part('world', 8, 5); print(ArrayStore(__import__('speechllm_course.commands.stores', fromlist=['x'])._folder('world', 8, 5)).data.tobytes().hex()[:4000])"
-    out = [subprocess.run([sys.executable, "-c", code], env={**os.environ, "SPEECHLLM_CACHE": str(tmp_path / name)}, capture_output=True, text=True, check=True).stdout for name in "ab"]
+    running = [subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "SPEECHLLM_CACHE": str(tmp_path / name)}, stdout=subprocess.PIPE, text=True) for name in "ab"]
+    out = [process.communicate(timeout=240)[0] for process in running]
     assert out[0] == out[1] and len(out[0]) > 1000
 
 def test_build_continues_unless_a_recipe_or_a_part_has_changed(tmp_path, monkeypatch):

@@ -44,8 +44,7 @@ def finish(process):
     return out
 
 def test_kill_and_resume_reach_the_same_bits(script, tmp_path):
-    finish(start(script, tmp_path / "whole"))
-    killed = 0
+    undisturbed, killed = start(script, tmp_path / "whole"), 0
     for _ in range(3):
         process = start(script, tmp_path / "broken", delay=.02)
         began = time.time()
@@ -57,7 +56,7 @@ def test_kill_and_resume_reach_the_same_bits(script, tmp_path):
         if process.poll() is None: process.send_signal(signal.SIGKILL); killed += 1
         process.communicate()
     assert killed >= 2
-    finish(start(script, tmp_path / "broken"))
+    finish(start(script, tmp_path / "broken")); finish(undisturbed)
     whole, broken = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     assert whole.keys() == broken.keys() and all(torch.equal(whole[k], broken[k]) for k in whole)
 

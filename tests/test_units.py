@@ -11,7 +11,7 @@ from speechllm_course.encoders import SpeechEncoder
 from speechllm_course.processor import identity_of_parts, load_ears
 from speechllm_course.unit_tokenizer import LayerFrames, UnitTokenizer, agreement, frame_step
 from speechllm_course.units import assign, dedup, fit_units, purity, usage
-from speechllm_course.voices import Voice, can_synthesise, speak, speak_phones
+from speechllm_course.voices import Voice, can_synthesise, speak_phones
 
 @pytest.fixture(scope="module")
 def clips(): return decode_rows(load_world("train").select(range(12)))[1]

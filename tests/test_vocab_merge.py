@@ -3,7 +3,6 @@ import copy, json, random, warnings
 
 import pytest
 import torch
-from tokenizers import AddedToken
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
 from speechllm_course.lm import CutReply, LabelLoss, chat, load_lm, pad_rows, reply

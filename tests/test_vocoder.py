@@ -8,8 +8,8 @@ from speechllm_course.encoder import with_edges
 from speechllm_course.griffin_lim import griffin_lim, linear_power, mel_distance
 from speechllm_course.optimise import Batches, TrainConfig
 from speechllm_course.train import train
-from speechllm_course.vocoder import (CodeHiFiGan, Vocoder, VocoderConfig, check_speech, expand, fit_length, load_vocoder,
-    vocoder_collate, vocoder_loss, voice_statistics, voice_vector)
+from speechllm_course.vocoder import (CodeHiFiGan, Vocoder, VocoderConfig, expand, fit_length, load_vocoder,
+    vocoder_collate, voice_statistics, voice_vector)
 from speechllm_course.voices import Voice, can_synthesise, speak
 
 SMALL = dict(units=20, hidden_size=16, fast_size=8, context_layers=1, slow_layers=1, fast_layers=1)

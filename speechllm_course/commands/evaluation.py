@@ -44,14 +44,22 @@ def heard_before(model, rows):
     except OSError: return None
     return sum(r["id"] in known for r in rows)
 
-def run(data, root, task, part, input, model, committed, seed, limit, diagnose, strict, device, say, diagnose_clips=60):
-    "Evaluate; returns one plain dict, null where a figure has no meaning."
+def check_options(task, part, input, model, diagnose):
+    "Raise where options contradict one another: before a corpus is made, which may take minutes."
     if part == "lm" and input == "audio": raise UsageError("--part lm reads, it does not hear; add --input text")
     if part == "encoder" and input == "text": raise UsageError("--part encoder hears, it does not read; drop --input text")
-    dataset, natural = load(data, root, committed, seed, task)
+    in_part = part != "all" or input != "audio"
+    if task in SPOKEN and in_part: raise UsageError(f"--task {task} hears and speaks; drop --part and --input")
+    if diagnose and in_part: raise UsageError("--diagnose examines the whole model on clips; drop --part and --input")
+    if part == "encoder" and task not in (None, "asr", "order", "digit"): raise UsageError(f"--part encoder can only transcribe; --task {task} needs the language model")
+    if diagnose and is_unit_model(model): raise DataError(f"--diagnose examines spans, and {model} hears in units; use --model tiny, or drop --diagnose")
+    if part == "encoder" and is_unit_model(model): raise DataError(f"--part encoder: {model} hears in units and has no transcribing encoder of its own; use --model tiny")
+
+def run(data, root, task, part, input, model, committed, seed, limit, diagnose, strict, device, say, diagnose_clips=60):
+    "Evaluate; returns one plain dict, null where a figure has no meaning."
     model = model or usual_model(data, task, part, input)
-    if task in SPOKEN:
-        if part != "all" or input != "audio": raise UsageError(f"--task {task} hears and speaks; drop --part and --input")
+    check_options(task, part, input, model, diagnose)
+    dataset, natural = load(data, root, committed, seed, task)
     task = task or ("answer" if input == "text" and data.startswith("world") else natural)
     if limit: dataset = dataset.select(range(min(limit, len(dataset))))
     if input == "text": rows, waveforms, skipped = list(dataset.remove_columns("audio")), None, []
@@ -63,8 +71,6 @@ def run(data, root, task, part, input, model, committed, seed, limit, diagnose, 
     if part == "encoder" and task not in ("asr", "order", "digit"): raise DataError(f"--part encoder can only transcribe; --task {task} needs the language model")
     if part == "encoder" and task == "digit": task, chosen = "asr", [(i, prompt, rows[i]["text"]) for i, prompt, _ in chosen]
     if input == "text" and not any(rows[i]["text"] for i, _, _ in chosen): raise DataError(f"{data}: has no transcripts to read; drop --input text")
-    if diagnose and (part != "all" or input != "audio"): raise UsageError("--diagnose examines the whole model on clips; drop --part and --input")
-    if diagnose and is_unit_model(model): raise DataError(f"--diagnose examines spans, and {model} hears in units; use --model tiny, or drop --diagnose")
     whole, subject, tokenizer = subject_of("lm" if input == "text" and is_unit_model(model) else part, model, device)
     heard = heard_before(model, rows)
     if heard: say(f"warning: {model} has heard {heard} of these {len(rows)} recordings in training; this is no test of it (give --model tiny, or see speechllm bench orders)")
@@ -101,7 +107,6 @@ def subject_of(part, model, device):
     from speechllm_course.lm import load_lm
     folder = find_artifact(model)
     if is_unit_model(model):
-        if part == "encoder": raise DataError(f"--part encoder: {model} hears in units and has no transcribing encoder of its own; use --model tiny")
         whole = load_any(model, device)
         return whole, whole.lm if part == "lm" else whole, whole.tokenizer
     if part == "lm" and model == "tiny": lm, tokenizer = load_lm("lm", device); return None, lm, tokenizer

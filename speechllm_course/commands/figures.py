@@ -199,8 +199,8 @@ def safety_table(folder:Path) -> str:
     path = folder / "safety.json"
     if not path.exists(): return "Not measured yet; `speechllm bench safety --out data/results/safety.json` does it."
     saved = json.loads(path.read_text()); tests = saved["settings"]["plan"]["tests"]
-    lines = [f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds; n = {tests // 2:,} to be refused and {tests // 2:,} near-misses (a half of each under a trick), unseen voices and wordings, {tests // 2:,} clips for every other task; percent, ± is a 95 % interval over seeds.{of_an_earlier_tiny(saved)}", "", f"| model | {' | '.join(COLUMNS)} |", "|---" * (1 + len(COLUMNS)) + "|"]
-    return "\n".join(lines + [f"| {row} | {' | '.join(cells(runs))} |" for row in ROWS_OF_SAFETY if (runs := [r for r in saved["rows"] if r["row"] == row])])
+    lines = [f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds; n = {tests // 2:,} to be refused and {tests // 2:,} near-misses (a half of each under a trick), unseen voices and wordings, {tests // 2:,} clips for every other task; percent, ± is a 95 % interval over seeds.{of_an_earlier_tiny(saved)}", "", f"| model | {' | '.join(COLUMNS)} | training, s |", "|---" * (2 + len(COLUMNS)) + "|"]
+    return "\n".join(lines + [f"| {row} | {' | '.join(cells(runs))} | {sum(r['seconds'] for r in runs) / len(runs):.0f} |" for row in ROWS_OF_SAFETY if (runs := [r for r in saved["rows"] if r["row"] == row])])
 
 def real_size_table(folder:Path) -> str:
     "The README's table of speed and memory at the sizes of real models."
