@@ -132,13 +132,14 @@ def _doubts(file, waveform):
     "Say what makes an answer doubtful: clipped samples, a long recording, a reply that was cut."
     from speechllm_course.audio import SAMPLE_RATE, clipped_share
     from speechllm_course.lm import CutReply
+    from speechllm_course.processor import CutClip
     if (share := clipped_share(waveform)) > .01: say(f"warning: {file}: {share:.0%} of the samples are clipped; words may be wrong")
     if (seconds := len(waveform) / SAMPLE_RATE) > TRAINED: say(f"warning: {file}: {seconds:.0f} s are longer than anything that the shipped models were trained on; words may be missing, so cut it into sentences")
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", CutReply)
+        for category in (CutReply, CutClip): warnings.simplefilter("always", category)
         yield
     for warning in caught:
-        if issubclass(warning.category, CutReply): say(f"warning: {file}: {warning.message}")
+        if issubclass(warning.category, (CutReply, CutClip)): say(f"warning: {file}: {warning.message}")
 
 @app.command(name="eval")
 def eval_(data: Annotated[str, typer.Option(help="world:SPLIT, requests or requests:CONDITION (refusals in held-out wordings), fsdd, fsdd:SPEAKER, barista, or a folder with metadata.csv")], root: Annotated[Optional[Path], typer.Option(help="folder that holds fsdd/, barista/")] = None,

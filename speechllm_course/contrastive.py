@@ -35,7 +35,7 @@ class GumbelQuantiser(nn.Module):
         width:int=64, # numbers of the result
         temperature:float=2., # softness of the gradient at the start
         coolest:float=.5, # and at the end
-        cooling:float=.999): # factor for every training step in between
+        cooling:float=.999): # factor for every batch in training in between
         super().__init__()
         if width % groups: raise ValueError(f"width: {width} cannot be divided among {groups} groups; for instance {width // groups * groups + groups}")
         self.groups, self.codes, self.coolest, self.cooling = groups, codes, coolest, cooling

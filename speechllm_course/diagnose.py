@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from accelerate.utils import send_to_device
 
 from .align import retrieval
-from .evaluate import bootstrap, examples, exact, listening_test, paired_bootstrap, predict, word_errors
+from .evaluate import bootstrap, examples, exact, paired_bootstrap, predict, score, word_errors
 from .instructions import following, replies_to, wordings
 from .lm import reply
 from .optimise import set_modes
@@ -75,7 +75,8 @@ def listening(
     silence = [torch.randn(len(c), generator=torch.Generator().manual_seed(0)) * 1e-4 for c in clips]
     heard = dict(right=clips, swapped=[clips[j] for j in strangers([len(c) for c in clips], right)], silence=silence)
     sums, labels = zip(*(clip_losses(model, c, prompts, right) for c in heard.values()))
-    replies = listening_test(model, model.processor.tokenizer, rows, waveforms, task)
+    own, asked = [rows[i] for i, _, _ in chosen], [(k, p, r) for k, (_, p, r) in enumerate(chosen)]       # one clip an exchange, as in `heard`
+    replies = {name: score(own, asked, predict(model, model.processor.tokenizer, own, c, asked), task)["exact"] for name, c in heard.items()}
     return dict(n=len(chosen), task=task, loss={k: _figure(s, labels[0]) for k, s in zip(heard, sums)}, gain=_figure(sums[1] - sums[0], labels[0]), exact={k: _share(v, len(chosen)) for k, v in replies.items()})
 
 # %% ../nbs/14e_diagnose.ipynb #diagnose-025

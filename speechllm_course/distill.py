@@ -41,13 +41,12 @@ def adapters_off(
 ):
     "The base model for a while; afterwards the adapters work as before."
     layers = list(lora_layers(model).values())
-    before = [layer.disable_adapters for layer in layers]
+    before, moving = [layer.disable_adapters for layer in layers], {p: p.requires_grad for p in model.parameters()}    # PEFT sets the latter, too
     for layer in layers: layer.enable_adapters(False)
-    moving = [p for p in model.parameters() if p.requires_grad]
     try: yield
     finally:
         for layer, off in zip(layers, before): layer.enable_adapters(not off)
-        for p in moving: p.requires_grad_(True)
+        for p, moves in moving.items(): p.requires_grad_(moves)
 
 @torch.no_grad()
 def read_logits(

@@ -54,10 +54,11 @@ def set_dial(
     share:float, # of the trained change: 0 the model without, 1 as it was trained
     name:str|None=None, # of the adapter (default: all)
 ):
-    "Turn adapters up or down. Raises `ValueError` for a model without adapters, or one where they are merged."
+    "Turn adapters up or down. Raises `ValueError` for a model without adapters or without this one, or where they are merged."
     layers = [m for m in lora_layers(model).values()]
     if not layers: raise ValueError("this model has no adapter; add_lora puts one on it")
     if any(m.merged for m in layers): raise ValueError("the adapter is merged into the weights, where no dial reaches it; call unmerge first")
+    if name is not None and name not in adapters(model): raise ValueError(f"{name}: no adapter of that name; there are {', '.join(adapters(model))}")
     for layer in layers:
         for each in layer.lora_A if name is None else [name]: layer.set_scale(each, share)
 
@@ -70,7 +71,7 @@ def merge(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for layer in layers.values():
-            if not layer.merged: layer.merge()
+            if not layer.merged and not layer.disable_adapters: layer.merge()
 
 def unmerge(
     model:torch.nn.Module, # with merged adapters
@@ -95,8 +96,9 @@ def use_adapter(
     model:torch.nn.Module, # with adapters
     name:str|None, # which one; None: the model without any
 ):
-    "Choose the adapter that works from now on. Raises `ValueError` for a name that is not there."
+    "Choose the adapter that works from now on. Raises `ValueError` for a name that is not there, or where one is merged."
     if name is not None and name not in adapters(model): raise ValueError(f"{name}: no adapter of that name; there are {', '.join(adapters(model)) or 'none'}")
+    if any(m.merged for m in lora_layers(model).values()): raise ValueError("an adapter is merged into the weights, and goes on working whichever is chosen; call unmerge first")
     for layer in lora_layers(model).values():
         layer.enable_adapters(name is not None)
         if name is not None: layer.set_adapter(name)

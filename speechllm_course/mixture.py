@@ -117,7 +117,7 @@ def span_collate(
     processor, # a `SpeechLLMProcessor`
     shares:dict, # see `draw`
 ): # a function (indices, generator) → batch, for `Batches`
-    "Mixed sequences for the span model. A batch always has a clip: the first row is transcribed."
+    "Mixed sequences for the span model. A batch always has a clip: the first row is transcribed, which also shifts what chance gives the others."
     def collate(indices, generator):
         rng, ids, clips, counts = random.Random(int(torch.randint(2**40, (1,), generator=generator))), [], [], []
         for n, i in enumerate(indices):

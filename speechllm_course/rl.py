@@ -41,7 +41,7 @@ class RLConfig:
     group: int = 8                # replies sampled for every prompt
     temperature: float = 1.0      # of the sampling
     max_new_tokens: int = 48      # longest reply
-    kl: float = 0.02              # price on leaving the model as it was at the start (0: none, and no reference is kept)
+    kl: float = 0.02              # price on leaving the model as it was at the start (0: none, and no reference is kept); dpo has beta for that, and only shows the KL
     correct_kl: bool = False      # multiply that price by the ratio, so that its gradient is the KL's own
     beta: float = 0.1             # dpo: how dear it is to leave the start
     clip_low: float = 0.2         # ppo, grpo: ratios count down to 1 - clip_low
@@ -126,7 +126,8 @@ class PolicyFigures(torch.nn.Module):
         freeze(self, trainable)
         self._start = [copy.deepcopy(model).eval()] if config.kl or config.algorithm == "dpo" else []     # in a list: its weights are none of this module's
         self._drawn = (None, None)                            # (block, rollouts): only saves time
-        self.names = ["reward", *config.rewards, "kl", "entropy", "zero_variance", "length", "cut"]
+        watched = ["kl", "entropy", "zero_variance", "length", "cut"]
+        self.names = ["reward", *(f"reward.{name}" if name in ("reward", *watched) else name for name in config.rewards), *watched]
         self.register_buffer("sums", torch.zeros(len(self.names) + 1, dtype=torch.double))
         if config.updates > 1: self.register_buffer("old", torch.zeros(sum(p.numel() for p in self.moving())))
 
@@ -155,7 +156,7 @@ class PolicySamples(PolicyFigures):
         "Replies for a block, drawn by the policy as it was at the block's first step; for DPO by the start, which needs no fresh ones."
         c = self.config
         def draw(model): return sample_group(model, batch, c.group, c.max_new_tokens, c.temperature)
-        if c.algorithm == "dpo": return draw(self._start[0])
+        if c.algorithm == "dpo": return draw(self._start[0].to(self.model.device))
         if c.updates == 1: return draw(self.model)
         if update == 0: self.old.copy_(parameters_to_vector(self.moving()).detach())
         if self._drawn[0] != block:

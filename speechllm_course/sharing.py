@@ -111,6 +111,8 @@ def load_adapter(
     places = {n: m for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, LoraLayer)) and re.fullmatch(config.target_modules, n)}
     fitting = {f"base_model.model.{n}.{kind}.weight": shape for n, m in places.items() for kind, shape in (("lora_A", (config.r, m.in_features)), ("lora_B", (m.out_features, config.r)))}
     if {k: tuple(t.shape) for k, t in tensors.items()} != fitting: raise ValueError(f"{folder}: its weights do not fit its adapter_config.json; save it again")
+    besides = {n.replace("base_layer.", ""): tuple(p.shape) for n, p in model.named_parameters() if "lora_" not in n and any(re.search(p_, n) for p_ in about["also"])}
+    if {n.replace("base_layer.", ""): tuple(t.shape) for n, t in also.items()} != besides: raise ValueError(f"{folder}: what was trained besides the adapter ({', '.join(about['also'])}) has other names or sizes in this model; load the base that it belongs to")
     add_lora(model, config.r, config.lora_alpha, config.lora_dropout, config.target_modules, name)
     with torch.no_grad():
         for path, layer in lora_layers(model).items():

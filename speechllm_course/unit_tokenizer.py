@@ -19,12 +19,12 @@ from .corpus import data_dir, find_artifact
 from .encoder import pad_features
 from .encoders import frame_rule
 from .optimise import token_budget_batches
-from .processor import load_ears
+from .processor import load_ears, warn_long
 from .units import assign, dedup
 
 # %% ../nbs/11b_unit_tokenizer.ipynb #unit-tokenizer-006
 class LayerFrames:
-    "One hidden state of a frozen encoder, for clips of any length."
+    "One hidden state of a frozen encoder."
     def __init__(self, ears, extractor, layer): # a `SpeechEncoder` and its feature extractor (`load_ears` gives both); which hidden state, 0 to L
         if not 0 <= layer <= ears.layers: raise ValueError(f"layer {layer}: this encoder has hidden states 0 to {ears.layers}; choose one of them")
         self.ears, self.extractor, self.layer = ears.eval(), extractor, layer
@@ -34,6 +34,7 @@ class LayerFrames:
         if not edges and self.ears.kind == "speechllm_conformer": batch = pad_features([log_mel(w.cpu()) for w in waveforms])
         else:
             padding = "max_length" if self.ears.kind == "whisper" else True           # Whisper hears 30 s, whatever the clip
+            warn_long(waveforms, self.extractor)
             batch = self.extractor([w.cpu().numpy() for w in waveforms], sampling_rate=SAMPLE_RATE, padding=padding, return_attention_mask=True, return_tensors="pt")
         return batch["input_features" if "input_features" in batch else "input_values"], batch["attention_mask"].bool()
 

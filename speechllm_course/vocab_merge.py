@@ -183,9 +183,10 @@ def unit_replies(
     ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)                             # (B, L)
     new = model.lm.generate(input_ids=ids, attention_mask=mask, max_new_tokens=min(max_new_tokens, limit - ids.shape[1]), do_sample=False, eos_token_id=stops, pad_token_id=pad,
                             logits_processor=LogitsProcessorList([SpeechGrammar(model.layout)]))[:, ids.shape[1]:]         # (B, new)
-    cut = ~torch.isin(new, torch.tensor(stops, device=new.device)).any(1)
-    warn_cut(int(cut.sum()), len(new), max_new_tokens)
-    return new.tolist()
+    stopped = torch.isin(new, torch.tensor(stops, device=new.device))
+    warn_cut(int((~stopped.any(1)).sum()), len(new), max_new_tokens)
+    ends = torch.where(stopped.any(1), stopped.int().argmax(1) + 1, new.shape[1])                                          # behind it there is padding: others went on
+    return [row[:n] for row, n in zip(new.tolist(), ends.tolist())]
 
 # %% ../nbs/11c_vocab_merge.ipynb #vocab-merge-058
 class UnitSpeechLLM(UnitLM):

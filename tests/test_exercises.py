@@ -45,15 +45,23 @@ def paths_in_place(T, labels):
     for _ in range(T - 1):
         for s in range(1, len(symbols)): ways[s] += ways[s - 1] + (ways[s - 2] if s >= 2 and symbols[s] and symbols[s] != symbols[s - 2] else 0)
     return sum(ways[-2:])
-def compacted(rows, masks, length=None, right=False, keep=lambda x, m: m):
+def compacted(rows, masks, length=None, right=False, keep=lambda x, m: m, pad=-7):
     kept = [[x for x, m in zip(r, ms) if keep(x, m)] for r, ms in zip(rows, masks)]
-    n = length or max(map(len, kept)); fill = [[0] * (n - len(k)) for k in kept]
-    return [k + f if right else f + k for k, f in zip(kept, fill)], [[1] * len(k) + f if right else f + [1] * len(k) for k, f in zip(kept, fill)]
+    n = length or max(map(len, kept)); fill = [n - len(k) for k in kept]
+    return [k + [pad] * f if right else [pad] * f + k for k, f in zip(kept, fill)], [[1] * len(k) + [0] * f if right else [0] * f + [1] * len(k) for k, f in zip(kept, fill)]
 def compact_right(rows, masks, pad): return compacted(rows, masks, right=True)
 def compact_keeps_length(rows, masks, pad): return compacted(rows, masks, length=len(rows[0]))
 def compact_by_value(rows, masks, pad): return compacted(rows, masks, keep=lambda x, m: m and x != pad)
 def compact_ragged(rows, masks, pad): return [[x for x, m in zip(r, ms) if m] for r, ms in zip(rows, masks)], [[1] * sum(ms) for ms in masks]
 def compact_old_mask(rows, masks, pad): return compacted(rows, masks)[0], [m[:4] for m in masks]
+def compact_prefix(rows, masks, pad): return compacted([r[:sum(m)] for r, m in zip(rows, masks)], [[1] * sum(m) for m in masks])
+def compact_zero(rows, masks, pad): return compacted(rows, masks, pad=0)
+def stack_pads_always(x, k): return torch.nn.functional.pad(x, (0, 0, 0, k - len(x) % k)).reshape(-1, k * x.shape[1])
+def positions_left_only(m): return (torch.arange(m.shape[1]) - m.argmax(1, keepdim=True)).clamp(min=0)
+def level_variance(w): return 10 * torch.log10(w.var(correction=0).clamp(min=1e-12))
+def level_low_floor(w): return 10 * torch.log10(w.square().mean().clamp(min=1e-18))
+def mix_trusts_the_noise(s, n, snr): return s + n * (s.square().mean() / 10 ** (snr / 10)).sqrt()
+def mix_trusts_the_speech(s, n, snr): return s + n / (n.square().mean() * 10 ** (snr / 10)).sqrt()
 def stack_drops(x, k): return x[:len(x) // k * k].reshape(-1, k * x.shape[1])
 def stack_strided(x, k):
     x = torch.nn.functional.pad(x, (0, 0, 0, -len(x) % k)); return torch.cat(x.chunk(k), 1)
@@ -327,6 +335,8 @@ BUGS = [  # (lesson, exercise, bug, part of its message)
     ("06", "stack_frames", stack_drops, "instead of dropping"), ("06", "stack_frames", stack_strided, "neighbours in time"),
     ("06", "position_ids", positions_arange, "counted the padding"), ("06", "position_ids", positions_negative, "clamp at 0"),
     ("06", "compact_left", compact_right, "must be on the left"), ("06", "compact_left", compact_keeps_length, "padding in every row goes"), ("06", "compact_left", compact_by_value, "ask the mask"),
+    ("06", "compact_left", compact_prefix, "first entries"), ("06", "compact_left", compact_zero, "not always 0"), ("06", "stack_frames", stack_pads_always, "nothing is filled"), ("06", "position_ids", positions_left_only, "between real tokens"),
+    ("01", "level_db", level_variance, "variance"), ("01", "level_db", level_low_floor, "-120 dB"), ("01", "mix_at_snr", mix_trusts_the_noise, "the noise's own loudness"), ("01", "mix_at_snr", mix_trusts_the_speech, "the speech's own loudness"),
     ("06", "compact_left", compact_ragged, "one length"), ("06", "compact_left", compact_old_mask, "one for every entry"),
     ("07", "word_error_rate", wer_by_hypothesis, "divide by the words that were said"), ("07", "word_error_rate", wer_place_by_place, "align the words"), ("07", "word_error_rate", wer_without_insertions, "insertions"),
     ("07", "bootstrap_interval", interval_permutes, "with replacement"), ("07", "bootstrap_interval", interval_of_clips, "percentiles of the resampled means"),

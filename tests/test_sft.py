@@ -79,8 +79,11 @@ def test_dial_merge_and_adapters_off_agree(model, clips):
     merge(net); assert torch.allclose(logits(net, clips), full, atol=1e-3)
     with pytest.raises(ValueError, match="merged"): set_dial(net, .5)
     unmerge(net); assert torch.allclose(logits(net, clips), full, atol=1e-3)
+    for p in net.parameters(): p.requires_grad_(False)
+    next(net.model.connector.parameters()).requires_grad_(True)
     with adapters_off(net): assert torch.allclose(logits(net, clips), base, atol=1e-4)
     assert torch.allclose(logits(net, clips), full, atol=1e-3)
+    assert sum(p.requires_grad for p in net.parameters()) == 1                              # adapters that did not move do not move afterwards
 
 def test_a_baked_model_is_a_plain_one_that_says_the_same(model, clips):
     net = deepcopy(model); add_lora(net); shake(net); full = logits(net, clips)
@@ -94,6 +97,10 @@ def test_adapters_take_turns(model, clips):
     use_adapter(net, "other"); assert not torch.allclose(logits(net, clips), first, atol=1e-2)
     use_adapter(net, None); assert torch.allclose(logits(net, clips), logits(model, clips), atol=1e-5)
     use_adapter(net, "default"); assert torch.allclose(logits(net, clips), first, atol=1e-5)
+    with pytest.raises(ValueError, match="typo: no adapter of that name"): set_dial(net, 0., "typo")
+    merge(net)
+    with pytest.raises(ValueError, match="call unmerge first"): use_adapter(net, "other")
+    unmerge(net); use_adapter(net, None); bake(net); assert torch.allclose(logits(net, clips), logits(model, clips), atol=1e-4)      # what was switched off is not baked in
 
 @pytest.mark.parametrize("call, says", [(lambda m: add_lora(m, rank=0), "at least 1"), (lambda m: add_lora(m, targets="nothing"), "meets no linear layer"), (lambda m: set_dial(m, 1.), "no adapter"),
                                         (lambda m: merge(m), "no adapter"), (lambda m: unmerge(m), "no adapter"), (lambda m: use_adapter(m, "x"), "there are none")])

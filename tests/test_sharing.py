@@ -47,6 +47,9 @@ def test_what_was_trained_besides_travels_too(model, batch, tmp_path):
     save_adapter(tuned, tmp_path, "tiny", also=("connector",))
     torch.testing.assert_close(logits(load_with_adapter(tmp_path), batch), logits(tuned, batch), atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="meets no parameter"): save_adapter(tuned, tmp_path, "tiny", also=("projector",))
+    wider = deepcopy(model); wider.model.connector = torch.nn.Linear(3, 3)
+    with pytest.raises(ValueError, match="trained besides the adapter .* has other names or sizes"): load_adapter(wider, tmp_path)
+    assert not adapters(wider)
 
 def test_another_base_is_refused_and_left_as_it_was(model, batch, tmp_path):
     save_adapter(with_adapter(model), tmp_path, "tiny")

@@ -5,6 +5,7 @@ import pytest, torch
 
 from test_training import LAUNCH
 from speechllm_course.audio import normalise_log_mel
+from speechllm_course.commands.pretrain_stages import Clips
 from speechllm_course.commands.stages import Stage, run_stage
 from speechllm_course.commands.stores import SpeechData, encoded_store, training_store
 from speechllm_course.optimise import ConfigError
@@ -36,6 +37,8 @@ def test_views_differ_and_are_kept(store, model):
     assert len(first) == 2 * len(store)
     again = encoded_store(model.model.encoder.model, store, 2)
     assert all(torch.equal(first[i], again[i]) for i in range(len(first)))
+    backwards = Clips([store[i].flip(0) for i in range(len(store))]); backwards.rows = store.rows          # the same names and lengths, other sounds
+    assert not torch.equal(encoded_store(model.model.encoder.model, backwards, 1)[0], first[0])
     plain = {r["id"]: first[i] for i, r in enumerate(first.rows[:len(store)])}
     augmented = {r["id"]: first[len(store) + i] for i, r in enumerate(first.rows[len(store):])}
     assert any(plain[k].shape != augmented[k].shape or not torch.allclose(plain[k], augmented[k], atol=.1) for k in plain)

@@ -226,6 +226,7 @@ def speaker():
 def test_a_chain_is_heard_and_read(speaker):
     clip = torch.tensor([1., 2.])
     assert speaker.answer(clip) == "two" and speaker.answer(clip, "answer aloud") == "four"     # the answer, and not what was heard
+    assert speaker.answer([torch.tensor([5.]), clip], ["say", "answer aloud"]) == ["", "four"]     # one stops where it begins to speak, the other goes on
     text, sound = speaker.speech(clip)
     assert text == "four" and sound.tolist() == [7, 8, 9]
     assert speaker.speech(clip, voice=1.)[1].tolist() == [8, 9, 10]

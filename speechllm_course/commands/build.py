@@ -4,7 +4,7 @@ from pathlib import Path
 
 from speechllm_course.cache import fingerprint
 from speechllm_course.commands.options import UsageError
-from speechllm_course.commands.stages import read_config, run_stage
+from speechllm_course.commands.stages import READS, read_config, run_stage
 from speechllm_course.commands.stores import COUNTS
 from speechllm_course.corpus import COMMITTED, DataError, cache_dir, data_dir, synthesise, write_parquet
 from speechllm_course.recordings import find_root
@@ -30,7 +30,9 @@ def build_model(name, out, quick):
     for recipe in RECIPES[name]:
         config = read_config(Path(__file__).parent / f"{recipe}.yaml")
         config.out = str(runs / recipe)
-        if out != data_dir(): config.encoder, config.lm, config.units = (str(out / n) if (out / n).is_dir() else n for n in (config.encoder, config.lm, config.units))
+        if out != data_dir():
+            for key in {"encoder", "lm", "units"}.intersection(READS[config.stage].split()):
+                if (out / (named := getattr(config, key))).is_dir(): setattr(config, key, str(out / named))
         if config.start: config.start = str(runs / config.start)
         if quick:
             config.train.update(steps=4, log_every=2); config.out += "-quick"

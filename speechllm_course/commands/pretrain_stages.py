@@ -105,6 +105,8 @@ def copy_body(source, target):
     for name, weight in source.state_dict().items():
         if name in wanted: wanted[name].copy_(weight)
 
+HOW_MANY = dict(bestrq=lambda o: o.seen.shape[1], hubert=lambda o: len(o.codes), wav2vec2=lambda o: o.quantise.codes ** o.quantise.groups)     # ids that can be targets
+
 def pretrainer(about, data, store, start, seed=0, device="cpu"):
     "(model, batches, watch) for the one loop."
     if about.objective not in OBJECTIVES: raise ConfigError(f"model.objective: {about.objective!r} is unknown; choose from {', '.join(OBJECTIVES)}")
@@ -116,11 +118,13 @@ def pretrainer(about, data, store, start, seed=0, device="cpu"):
     if about.objective == "hubert": ids, of_valid = hubert_targets(about, store, valid, seed, device)
     batches = Batches([r["frames"] for r in store.rows], masked_collate(store, data.p, data.width, ids), data.budget, data.seed)
     looked = masked_collate(valid, data.p, data.width, of_valid)
-    return Pretrainer(body, objective), batches, watcher([looked(range(k, min(k + 20, len(valid))), torch.Generator().manual_seed(k)) for k in range(0, len(valid), 20)])
+    seen = [looked(range(k, min(k + 20, len(valid))), torch.Generator().manual_seed(k)) for k in range(0, len(valid), 20)]
+    return Pretrainer(body, objective), batches, watcher(seen, HOW_MANY[about.objective](objective))
 
 def pretrain_stage(config):
     "A self-supervised encoder. It is saved as an encoder whose CTC heads are untrained: `start` of a next stage, or ears of a speech LLM."
     about, data = check_config(dict(config.model), PretrainModel), check_config(config.data, PretrainData)
+    if config.start and about.body: raise ConfigError(f"model.body: {config.start} has the size that it was trained with; drop model.body, or start")
     if config.start: whole = Conformer.from_pretrained(started_from(config.start, ConformerConfig.model_type, "one of our encoders, such as encoder"), dtype=torch.float32, use_safetensors=True)
     else: whole = Conformer(ConformerConfig(vocab_size=len(load_lm(config.lm)[1]), **known_options(about.body, ConformerConfig.__annotations__, "model.body")))
     model, batches, watch = pretrainer(about, data, unlabelled_store(data), whole, data.seed)

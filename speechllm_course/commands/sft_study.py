@@ -29,7 +29,7 @@ ROWS = {f"{rung}, {loss}": (rung, weight) for rung in ("connector", "lora", "enc
 
 @dataclass
 class Plan:
-    "Equal terms: one connector to start from, the same exchanges and steps for every row."
+    "Equal terms: one connector to start from, the same clips, tasks and number of steps for every row."
     clips: int = 16000            # synthesised, each with one random recording condition
     seed: int = 100               # of the clips
     connect: int = 400            # steps of the connector alone, before all rows of a seed

@@ -48,6 +48,15 @@ class Stage:
     average: bool = False         # encoder, speechllm, rl: save the mean of the weights before and after this stage
     rl: dict = field(default_factory=dict)        # rl: RLConfig; everything else as for speechllm
 
+READS = dict(lm="model start", encoder="model lm start average", speechllm="model encoder lm start thaw lora distil average", rl="encoder lm start thaw lora average distil rl",
+             pretrain="model lm start", units="model encoder", vocoder="model units start", unit_lm="model lm units start")     # kind of stage → its own keys
+
+def check_stage(config:Stage):
+    "Raises `ConfigError` for keys that this kind of stage never reads: whoever wrote them expects something of them."
+    for key, value in vars(config).items():
+        if key not in ("stage", "out", "data", "train", *READS[config.stage].split()) and value != getattr(Stage(), key): raise ConfigError(f"{key}: stage {config.stage} never reads it; drop it")
+    if config.start and config.model and config.stage != "pretrain": raise ConfigError(f"model: {config.start} is what it was when it was trained, so options of the model change nothing; drop model, or start")
+
 def read_config(path:Path) -> Stage:
     "Read and check a config file, or a shipped one by its name. Raises `ConfigError` in one line."
     if not path.exists() and (shipped := Path(__file__).parent / path).suffix == ".yaml" and shipped.exists(): path = shipped
@@ -122,12 +131,13 @@ def speechllm_stage(config):
 def rl_stage(config):
     "A trained speech LLM, taught by rewards on its own replies."
     from speechllm_course.rl import Policy, Prompts, RLConfig, check_rl
+    train_settings = check_config(dict(config.train), TrainConfig)
     if not config.start: raise ConfigError("start: reinforcement learning begins from a model that answers; name one, for instance start: tiny")
     if config.distil: raise ConfigError("distil: a teacher takes no part in reinforcement learning; drop distil, or use stage: speechllm")
     settings = check_config(dict(config.rl), RLConfig)
     check_rl(settings)
-    train_settings = check_config(dict(config.train), TrainConfig)
-    if settings.updates > 1 and (train_settings.accumulation > 1 or PartialState().num_processes > 1): raise ConfigError("rl.updates: several steps with the same replies need accumulation: 1 and one process; set updates: 1")
+    if train_settings.accumulation > 1: raise ConfigError("train.accumulation: replies are compared and averaged within a batch, and several batches a step would count by the length of their right answers; set accumulation: 1 and raise data.budget")
+    if settings.updates > 1 and PartialState().num_processes > 1: raise ConfigError("rl.updates: several steps with the same replies need one process; set updates: 1")
     model, batches, save = speechllm_stage(config)
     policy = Policy(model, settings, config.train.get("trainable", train_settings.trainable))
     return policy, Prompts(batches, settings, train_settings.seed), save, Policy.figures
@@ -189,6 +199,7 @@ STAGES = dict(lm=lm_stage, encoder=encoder_stage, speechllm=speechllm_stage, rl=
 
 def run_stage(config:Stage, resume=False, dry_run=False, device="auto", quiet=False):
     "Train one stage and save the finished model in its out folder."
+    check_stage(config)
     settings = check_config(dict(config.train), TrainConfig)
     settings.out, settings.device = config.out, device
     if dry_run: config.data = _sample(config)

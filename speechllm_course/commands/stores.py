@@ -11,6 +11,7 @@ from speechllm_course.cache import ArrayStore, Joined, fingerprint
 from speechllm_course.corpus import DataError, cache_dir, decode_rows, flite_manner, load_world, speak_row, world_rows
 from speechllm_course.digits import blended_digits, isolated_digits, real_digits
 from speechllm_course.encoder import pad_features, with_edges
+from speechllm_course.optimise import ConfigError
 from speechllm_course.recordings import digit_strings, find_root
 from speechllm_course.voices import Voice, can_flite, can_synthesise, median_pitch, pitch_class, speak
 from speechllm_course.world import DIGITS, REFUSAL
@@ -115,7 +116,8 @@ def hurried(store):
     return store
 
 def training_store(data:SpeechData) -> Joined:
-    "Energies of the training clips, each with one random recording condition; made once, then read from the cache."
+    "Energies of the training clips, each with one random recording condition; made once, then read from the cache. Raises `ConfigError` for settings that contradict each other."
+    if data.clean and data.manner: raise ConfigError("data.clean: clips that are asked how they were said get a recording condition; drop clean, or manner")
     wanted = {"manner" if data.manner else "clean" if data.clean else "world": data.clips, "orders": data.orders, "requests": data.requests, "spoken-digits": data.spoken_digits, "clean-answers" if data.clean else "spoken-answers": data.spoken_answers, "answering": data.answering, "flite": data.flite_clips, "digit-strings": data.digit_strings,
               "isolated-digits": data.isolated_digits, "real-digits": data.real_digits, "blended-digits": data.blended_digits}
     if not can_synthesise(): wanted = {"committed-manner" if data.manner else "committed": 1} | {kind: wanted[kind] for kind in RECORDED}
@@ -135,6 +137,13 @@ def by_length(store) -> list:
     "The order in which `encoded_store` keeps the clips of a store: shortest first."
     return sorted(range(len(store)), key=lambda i: store.rows[i]["frames"])
 
+def sources(store) -> list:
+    "Where the clips of a store come from: names of folders, which are fingerprints of how they were made, or the clips themselves where there is no folder."
+    if isinstance(store, ArrayStore): return [store.folder.name]
+    if isinstance(store, Joined): return sorted({name for part in {id(s): s for s, _ in store.places}.values() for name in sources(part)})
+    if hasattr(store, "store"): return sources(store.store)            # some clips of another
+    return [fingerprint(*(store[i] for i in range(len(store))))]
+
 @torch.no_grad()
 def encoded_store(encoder, store:Joined, views:int, layers=(-1,), budget:int=16_000) -> Joined:
     "The frozen encoder's hidden states (T, layers, D) for fixed views of every clip, `by_length`: the first is plain, the others are augmented."
@@ -148,7 +157,7 @@ def encoded_store(encoder, store:Joined, views:int, layers=(-1,), budget:int=16_
             out = encoder(padded["input_features"].to(encoder.device), padded["attention_mask"].to(encoder.device))
             for j, states, mask in zip(batch, torch.stack([out.hidden_states[k] for k in layers], 2), out.mask): yield clips.rows[j], states[mask].cpu()
             batch = []
-    key, stores = fingerprint(encoder), []
+    key, stores = fingerprint(encoder, sources(store)), []
     for view in range(views):
         folder = cache_dir() / "encoded" / fingerprint(key, view, [(r["id"], r["frames"]) for r in store.rows], list(layers), VERSION)
         if not (folder / "rows.json").exists(): print(f"encoding {len(store):,} clips once, view {view + 1} of {views}")

@@ -7,7 +7,7 @@ import torch
 from speechllm_course.audio import log_mel_energy
 from speechllm_course.cache import ArrayStore, fingerprint
 from speechllm_course.commands.options import known_options, started_from
-from speechllm_course.commands.stores import ANSWERING, SpeechData, by_length, encoded_store, spoken_form, training_store
+from speechllm_course.commands.stores import ANSWERING, COUNTS, SpeechData, by_length, encoded_store, spoken_form, training_store
 from speechllm_course.corpus import cache_dir, find_artifact
 from speechllm_course.lm import LabelLoss, load_lm
 from speechllm_course.optimise import Batches, ConfigError, check_config
@@ -17,7 +17,7 @@ from speechllm_course.unit_tokenizer import UnitTokenizer
 from speechllm_course.units import assign, dedup, fit_units
 from speechllm_course.vocab_merge import UnitSpeechLLM, add_units
 from speechllm_course.vocoder import Vocoder, VocoderConfig, vocoder_collate, voice_statistics
-from speechllm_course.voices import speak
+from speechllm_course.voices import can_synthesise, speak
 
 @dataclass
 class UnitsModel:
@@ -91,10 +91,15 @@ def units_stage(config, dry_run=False):
 def vocoder_stage(config):
     "Units, run lengths and a voice to log-mel energies."
     data, units = check_config(config.data, SpeechData), UnitTokenizer.load(find_artifact(config.units))
+    start = config.start and started_from(config.start, VocoderConfig.model_type, "a vocoder, such as vocoder")
+    if not data.clean: raise ConfigError("data.clean: a vocoder learns from clips as they were spoken, whose pitch is known; set clean: true")
+    if not can_synthesise(): raise ConfigError("stage: a vocoder learns from clips that eSpeak NG speaks; pip install espeakng-loader, or use the shipped vocoder")
+    other = [kind for kind in COUNTS if kind not in ("clips", "spoken_answers", "answering") and getattr(data, kind)]
+    if other: raise ConfigError(f"data.{other[0]}: the pitch of these clips is not known; a vocoder takes clips, spoken_answers and answering")
     store = training_store(data)
     pairs = units_of_clips(units, store)
     settings = VocoderConfig(units=units.K, **known_options(config.model, VocoderConfig.__annotations__))
-    model = Vocoder.from_pretrained(started_from(config.start, VocoderConfig.model_type, "a vocoder, such as vocoder"), dtype=torch.float32, use_safetensors=True) if config.start else Vocoder(settings)
+    model = Vocoder.from_pretrained(start, dtype=torch.float32, use_safetensors=True) if start else Vocoder(settings)
     if model.config.units != units.K: raise ConfigError(f"start: {config.start} speaks {model.config.units} units, {config.units} has {units.K}; name the units that it was trained with")
     settings = model.config
     others = {i: voice_statistics(store[i], row["hz"]) for i, row in enumerate(store.rows) if not row.get("own_voice")}

@@ -28,7 +28,7 @@ ROWS = {"span, from the text model": (True, True), "span, from fresh weights": (
 
 @dataclass
 class Plan:
-    "Equal terms: the same sequences in the same order, and a model of which everything moves."
+    "Equal terms: the same clips in the same order, the same shares of sequences, and a model of which everything moves."
     clips: int = 6000             # synthesised, each with its words aligned
     shares: dict = field(default_factory=lambda: dict(text=.25, transcription=.3, interleaved=.25, continuation=.1, answering=.1))
     steps: int = 500
