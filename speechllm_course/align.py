@@ -9,6 +9,8 @@ __all__ = ['span_vectors', 'text_vectors', 'similarity_map', 'retrieval']
 import torch
 import torch.nn.functional as F
 
+from .model import clip_prompts
+
 # %% ../nbs/06d_align.ipynb #align-006
 @torch.no_grad()
 def span_vectors(
@@ -16,8 +18,10 @@ def span_vectors(
     waveform:torch.Tensor, # (samples,)
 ) -> torch.Tensor: # (N, d): what the language model receives for one clip
     "The audio span of a clip, without masked positions."
-    data, _ = model.processor.features([waveform])
-    span, _ = model.model.audio_span(**{k: v.to(model.device) for k, v in data.items()})
+    batch = model.processor.batch([waveform], ["transcribe"]).to(model.device)
+    ids, embeds, one = batch["input_ids"], model.get_input_embeddings(), torch.ones(1, dtype=torch.long, device=model.device)
+    prompt = clip_prompts(embeds(ids), ids, ids != model.processor.audio_token_id, one, model.config.prompt_end) if model.config.prompt_end else None     # for slots that look at it
+    span, _ = model.model.audio_span(batch["input_features"], batch["input_features_mask"], prompt=prompt)
     return span.embeds[0][span.mask[0]].float()
 
 # %% ../nbs/06d_align.ipynb #align-007
@@ -49,9 +53,9 @@ def retrieval(
     waveforms:list, # clips
     texts:list, # their transcripts, in the same order
 ) -> float: # share of clips whose own transcript fits best
-    "Find each clip's transcript among all: a text fits as well as its tokens find themselves in the span, on average."
+    "Find each clip's transcript among all: a text fits as well as its tokens find themselves in the span, on average. An empty span, as behind a CTC head that heard nothing, fits all alike."
     centre = model.get_input_embeddings().weight.float().mean(0)
     spans = [F.normalize(span_vectors(model, w) - centre, dim=-1) for w in waveforms]
     tokens = [F.normalize(text_vectors(model, t) - centre, dim=-1) for t in texts]
-    best = [max(range(len(texts)), key=lambda j: float((tokens[j] @ s.T).max(1).values.mean())) for s in spans]
+    best = [max(range(len(texts)), key=lambda j: float((tokens[j] @ s.T).max(1).values.mean()) if len(s) else 0.) for s in spans]
     return sum(texts[j] == texts[i] for i, j in enumerate(best)) / len(best)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLE_RATE', 'HOP', 'WINDOW', 'MELS', 'MAX_SECONDS', 'AudioError', 'encode_audio', 'player', 'play', 'is_cut',
-           'read_audio', 'to_mono_16k', 'load_audio', 'save_audio', 'mel_filters', 'log_mel_energy',
+           'read_audio', 'to_mono_16k', 'load_audio', 'check_target', 'save_audio', 'mel_filters', 'log_mel_energy',
            'normalise_log_mel', 'log_mel', 'show_log_mel', 'clipped_share']
 
 # %% ../nbs/01a_audio.ipynb #audio-003
@@ -196,13 +196,22 @@ def load_audio(
     return waveform
 
 # %% ../nbs/01a_audio.ipynb #audio-024
+def check_target(
+    path:str|os.PathLike, # where something is to be written
+) -> Path: # the same
+    "Can a sound file be written here? Better asked before it is made. Raises `AudioError`."
+    path = Path(path)
+    if path.suffix[1:].upper() not in soundfile.available_formats(): raise AudioError(f"{path}: the ending {path.suffix or 'is missing, which'} says no format that can be written; use .wav or .flac")
+    if not path.parent.is_dir(): raise AudioError(f"{path}: the folder {path.parent} does not exist; make it first")
+    return path
+
 def save_audio(
     path:str|os.PathLike, # where to write; the ending chooses the format
     waveform:torch.Tensor, # (samples,) in -1..1
     sample_rate:int=SAMPLE_RATE, # of the waveform, in Hz
 ) -> Path: # the written path
-    "Write a waveform atomically: a crash leaves the old file or the new one, never half of one."
-    path = Path(path); part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    "Write a waveform atomically: a crash leaves the old file or the new one, never half of one. Raises `AudioError` for a format or folder that there is not."
+    path = check_target(path); part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     soundfile.write(part, waveform.detach().cpu().numpy(), sample_rate)
     os.replace(part, path)
     return path

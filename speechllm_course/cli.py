@@ -92,8 +92,9 @@ def ask(file: Annotated[Path, typer.Argument(help="a recording of up to 60 s")],
 
 def _speak(file, prompt, model, out, voice, device, longest):
     "Answer aloud: the text is printed, the speech written."
-    from speechllm_course.audio import load_audio, save_audio
+    from speechllm_course.audio import check_target, load_audio, save_audio
     clip, voice = load_audio(file), voice and load_audio(voice)
+    check_target(out)
     from speechllm_course.commands.spoken import load_any
     from speechllm_course.sequences import ALOUD
     from speechllm_course.vocoder import voice_vector
@@ -148,13 +149,14 @@ def eval_(data: Annotated[str, typer.Option(help="world:SPLIT, requests or reque
           model: Annotated[Optional[str], typer.Option(help="a shipped model or a folder (default: tiny; tiny-units where it has to speak, tiny-orders for barista)")] = None, committed: Annotated[bool, typer.Option(help="only the clips that travel with the package, even where more can be synthesised")] = False,
           world_seed: Annotated[int, typer.Option(help="of a full split or of requests; another seed is a regenerated world")] = 0, limit: Annotated[int, typer.Option(help="clips at most (0: all)", min=0)] = 0,
           diagnose: Annotated[bool, typer.Option(help="seven examinations besides: does it listen, follow other wordings, keep its text skill; are batches, prompts and spans sound")] = False, diagnose_clips: Annotated[int, typer.Option(help="clips that the examinations use, and as many written questions", min=2)] = 60, strict: Annotated[bool, typer.Option(help="fail on a broken clip")] = False,
+          max_new_tokens: Annotated[int, typer.Option(help="longest reply, in tokens; longer ones are cut, counted and scored as they are", min=1)] = 64,
           as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False, out: Annotated[Optional[Path], typer.Option(help="write the JSON here too")] = None, device: Device = "auto"):
     """Measure a model on a corpus. Example: speechllm eval --data world:test_voices --task qa --json"""
     from speechllm_course.commands.evaluation import SPOKEN, run, show
     from speechllm_course.evaluate import TASKS
     choose("--part", part, ("all", "encoder", "lm")); choose("--input", input, ("audio", "text"))
     if task: choose("--task", task, TASKS + SPOKEN)
-    result = run(data, root, task, part, input, model, committed, world_seed, limit, diagnose, strict, pick_device(device), say, diagnose_clips)
+    result = run(data, root, task, part, input, model, committed, world_seed, limit, diagnose, strict, pick_device(device), say, diagnose_clips, max_new_tokens)
     if out:
         from speechllm_course.commands.report import write_text
         write_text(out, json.dumps(result, indent=1) + "\n")
@@ -167,7 +169,7 @@ def speed(out: Annotated[Optional[Path], typer.Option(help="write the JSON here 
     try:
         import faiss, librosa  # noqa: F401  (the bench extra)
         if not checkout.is_dir(): raise ImportError
-    except ImportError: raise typer.BadParameter("bench speed needs a checkout of the repository and: pip install 'speechllm_course[bench]'") from None
+    except ImportError: raise typer.BadParameter("bench speed needs a checkout of the repository and: pip install '.[bench]'") from None
     sys.path.insert(0, str(checkout))
     from speed import run
     run(out)
@@ -282,7 +284,7 @@ def data_fetch(name: Annotated[str, typer.Argument(help="fsdd or barista")], to:
 def notebooks(dest: Annotated[Path, typer.Argument(help="a new folder")]):
     """Copy the course out, to work in it. Example: speechllm notebooks my-course"""
     from speechllm_course.commands.doctor import copy_notebooks
-    first = "" if find_spec("jupyterlab") else "pip install jupyterlab, then "
+    first = "" if find_spec("jupyterlab") and find_spec("fastcore") else "pip install jupyterlab fastcore, then "
     print(f"{copy_notebooks(dest)} notebooks in {dest}; open them with: {first}jupyter lab {dest}")
 
 @app.command()

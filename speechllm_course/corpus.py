@@ -8,7 +8,7 @@ __all__ = ['SPLITS', 'COMMITTED', 'FULL', 'VERSION', 'DataError', 'espeak_manner
            'read_parquet', 'world', 'decode_rows']
 
 # %% ../nbs/02c_corpus.ipynb #corpus-003
-import json, os, random
+import json, os, random, re
 from pathlib import Path
 
 import torch
@@ -96,9 +96,9 @@ def data_dir() -> Path: # the folder with corpus, checkpoints and results
 def find_artifact(
     name:str|Path, # "lm", "encoder", "tiny", or a folder
 ) -> Path: # where it lies
-    "A shipped artifact by name, or a folder."
+    "A shipped artifact by name, or a folder; `./tiny` is a folder."
     shipped = data_dir() / str(name)
-    return shipped if len(Path(name).parts) == 1 and shipped.is_dir() else Path(name)
+    return shipped if len(Path(name).parts) == 1 and not re.search(r"[/\\]", str(name)) and shipped.is_dir() else Path(name)
 
 def cache_dir() -> Path: # a folder that may be deleted at any time
     "Where synthesised and fetched corpora are kept: SPEECHLLM_CACHE, else the user's cache."
@@ -131,6 +131,8 @@ def read_parquet(
 ) -> Dataset: # with "audio" as an undecoded Audio column
     "A dataset from a file. Raises `DataError` in one line."
     if not path.exists(): raise DataError(f"{path}: missing; reinstall the package, or run: speechllm build corpus")
+    try: (cache_dir() / "datasets").mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise DataError(f"{cache_dir()}: the cache cannot be written ({e.strerror}); set SPEECHLLM_CACHE to a folder that can") from None
     try: return Dataset.from_parquet(str(path), cache_dir=str(cache_dir() / "datasets")).cast_column("audio", Audio(decode=False))
     except Exception as e: raise DataError(f"{path}: cannot be read ({str(e).splitlines()[0][:80]}); delete it, then reinstall the package or synthesise it again") from None
 

@@ -237,7 +237,7 @@ def diagnose(
         text=text_skill(model, tokenizer, questions or sentences(100, "diagnose", task="qa"), before if lm is None else lm),
         batched=batched_is_single(model, heard[:24], prompts[:24]),
         prompts=prompts_agree(tokenizer, processor.batch(heard, prompts, right), processor.batch(heard, prompts)),
-        alignment=alignment(model, [waveforms[i] for i in spoken], [rows[i]["text"] for i in spoken], before) if len(spoken) > 1 else None)
+        alignment=alignment(model, [waveforms[i] for i in spoken], [rows[i]["text"] for i in spoken], before) if len(spoken) > 1 and processor.span_length(8) else None)      # cross-attention has no span
 
 def report(
     figures:dict, # from `diagnose`

@@ -19,9 +19,9 @@ from .world import AMOUNTS, DRINKS, MILKS, PROMPTS, REFUSAL, ROASTS, SHOTS, SIZE
 # %% ../nbs/07a_evaluate.ipynb #evaluate-008
 def normalise(
     text:str, # a transcript or a reply
-) -> str: # lower case, letters, digits, apostrophes and = only
+) -> str: # lower case, letters of any alphabet, digits, apostrophes and = only
     "Make two ways of writing the same words equal."
-    return " ".join(re.sub(r"[^a-z0-9'= ]", " ", text.lower()).split())
+    return " ".join(re.sub(r"[^\w'= ]|_", " ", text.lower()).split())
 
 # %% ../nbs/07a_evaluate.ipynb #evaluate-010
 def wer(
@@ -106,8 +106,9 @@ def match_order(
 def inner_lm(
     model, # a `SpeechLLM`
 ): # a causal LM with the same weights
-    "The language model inside a speech LLM, with its own head, as a plain causal LM."
+    "The language model inside a speech LLM, with its own head, as a plain causal LM. Raises `ValueError` for a model with adapters."
     from transformers import AutoModelForCausalLM
+    if any("lora_" in name for name, _ in model.named_parameters()): raise ValueError("this model has adapters, of which a plain language model knows nothing; bake them in first (lesson 14b)")
     lm = AutoModelForCausalLM.from_config(model.config.text_config)
     lm.base_model.load_state_dict(model.model.language_model.state_dict()); lm.get_output_embeddings().load_state_dict(model.lm_head.state_dict())
     return lm.to(model.device).eval()
@@ -122,9 +123,10 @@ def predict(
     part:str="all", # all, encoder or lm
     input:str="audio", # audio, or text: the transcript in the place of the clip
     batch_size:int=16, # clips at a time
+    **options, # of `answer`, such as max_new_tokens; a longer reply is cut, with a `CutReply` warning
 ) -> list[str]: # one reply for every example
     "Ask, in batches of similar length."
-    if input == "text": return reply(model, tokenizer, [(prompt, rows[i]["text"]) for i, prompt, _ in chosen])
+    if input == "text": return reply(model, tokenizer, [(prompt, rows[i]["text"]) for i, prompt, _ in chosen], **options)
     if part == "encoder":
         heard = transcribe(model, tokenizer, [waveforms[i] for i, _, _ in chosen], batch_size)
         return [slots_to_text(match_order(h)) if prompt != PROMPTS["asr"][0] and rows[i]["task"] == "order" else h for h, (i, prompt, _) in zip(heard, chosen)]
@@ -132,7 +134,7 @@ def predict(
     replies = [None] * len(chosen)
     for start in range(0, len(order), batch_size):
         ks = order[start:start + batch_size]
-        for k, text in zip(ks, model.answer([waveforms[chosen[k][0]] for k in ks], [chosen[k][1] for k in ks])): replies[k] = text
+        for k, text in zip(ks, model.answer([waveforms[chosen[k][0]] for k in ks], [chosen[k][1] for k in ks], **options)): replies[k] = text
     return replies
 
 # %% ../nbs/07a_evaluate.ipynb #evaluate-029

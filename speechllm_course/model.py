@@ -142,7 +142,7 @@ def clip_prompts(
     counts:torch.Tensor, # (rows,) clips of each row
     marker:list, # ids of the assistant marker
 ) -> tuple[torch.Tensor, torch.Tensor]: # (clips, L, d), (clips, L)
-    "Embeddings of each clip's row, and which of them come before the last assistant marker; a row without one is all prompt."
+    "Embeddings of each clip's row, and which of them are its prompt: up to the first token of the last assistant marker; a row without one is all prompt."
     hits = (ids.unfold(1, len(marker), 1) == torch.tensor(marker, device=ids.device)).all(-1) if ids.shape[1] >= len(marker) else ids[:, :0].bool()
     before = nn.functional.pad(hits.flip(1).cumsum(1).flip(1) > 0, (0, ids.shape[1] - hits.shape[1]))      # (rows, L)
     before = mask & (before | ~hits.any(1, keepdim=True))

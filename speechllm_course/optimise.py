@@ -85,6 +85,8 @@ def make_optimizer(
     moving = {n: p for n, p in model.named_parameters() if p.requires_grad}
     try: idle = [pattern for pattern in config.rates if not any(re.search(pattern, n) for n in moving)]
     except (re.error, TypeError) as e: raise ConfigError(f"rates: {[*config.rates]} are not regular expressions ({e})") from None
+    wrong = next((share for share in config.rates.values() if isinstance(share, bool) or not isinstance(share, (int, float))), None)
+    if wrong is not None: raise ConfigError(f"rates: {wrong!r} is not a number (YAML takes 1e-1, without a point, for text)")
     if idle: raise ConfigError(f"rates: {idle[0]!r} matches no parameter that moves; names look like {', '.join([*moving][:3])}")
     groups = {}
     for n, p in moving.items():

@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from transformers import AutoFeatureExtractor, AutoModelForCausalLM, AutoProcessor, BatchFeature, ProcessorMixin
 
+from .audio import normalise_log_mel
 from .augment import augment
 from .cache import fingerprint
 from .corpus import data_dir, find_artifact
-from .encoder import pad_features
+from .encoder import pad_features, with_edges
 from .encoders import SpeechEncoder, count_frames, frame_rule
 from .fusion import find, named
 from .lm import chat, exchange, load_lm, pad_rows
@@ -182,12 +183,13 @@ def speech_collate(
     manner:float=0., # share of exchanges that ask how it was said: pace, pitch or accent
     ask=None, # (row, rng) → (prompt, answer), in the place of the two shares above
     read=None, # (row, prompt) → what a teacher reads in the place of the clip, or None where reading does not help; adds the keys read_…
+    change:bool=True, # change every clip at random, anew for every batch; False: as it was stored
 ): # a function (indices, generator) → batch, for `Batches`
     "Batches of spoken exchanges for the speech LLM."
     ask = ask or (lambda row, rng: spoken_exchange(row, rng, transcribe, manner))
     def collate(indices, generator):
         rng = random.Random(int(torch.randint(2**40, (1,), generator=generator)))
-        clips = [store[i] if cached else augment(store[i], generator) for i in indices]
+        clips = [store[i] if cached else augment(store[i], generator) if change else normalise_log_mel(with_edges(store[i])) for i in indices]
         frames = [len(c) if cached else int(count_frames(processor.frames, len(c))) for c in clips]
         pairs = [ask(store.rows[i], rng) for i in indices]
         rows = processor.rows([processor.span_length(n) for n in frames], [p for p, _ in pairs], [a for _, a in pairs])
@@ -207,7 +209,9 @@ def speech_collate(
 def _weights(name):
     "The tensors of a shipped part, a folder, or a hub id that was loaded before; in one file or in several."
     folder = find_artifact(name)
-    if not folder.is_dir(): folder = Path(snapshot_download(str(name), allow_patterns="*.safetensors", local_files_only=True))
+    if not folder.is_dir():
+        try: folder = Path(snapshot_download(str(name), allow_patterns="*.safetensors", local_files_only=True))
+        except Exception: raise FileNotFoundError(f"{name}: neither a folder here nor a model of the hub that was loaded before; put it back, or train again") from None
     files = sorted(folder.glob("model*.safetensors"))
     if not files: raise FileNotFoundError(f"{name}: no model*.safetensors there; save it with transformers' save_pretrained, whose fingerprint a saved speech LLM carries")
     return {n: t for file in files for n, t in load_file(file).items()}
@@ -229,6 +233,7 @@ def save_difference(
     base, tied = new_model(encoder, lm, model.config.post_process, model.config.connector).state_dict(), model.config.tie_word_embeddings
     changed = {k: v.half().cpu().contiguous() for k, v in model.state_dict().items()
                if not (tied and k == "lm_head.weight") and ("connector" in k or "post_process" in k or not torch.equal(v.cpu(), base[k]))}
+    encoder, lm = (str(Path(name).resolve()) if find_artifact(name).is_dir() and not find_artifact(name).is_relative_to(data_dir()) else str(name) for name in (encoder, lm))      # found again from another folder
     about = dict(encoder=encoder, lm=lm, post_process=model.config.post_process, connector=model.config.connector, base=identity_of_parts(encoder, lm))
     part = folder / f".difference.{os.getpid()}"; save_file(changed, part); os.replace(part, folder / "difference.safetensors")
     part = folder / f".slots.{os.getpid()}"; part.write_text(json.dumps(about, indent=1)); os.replace(part, folder / "slots.json")

@@ -35,6 +35,7 @@ def save_checkpoint(
     step:int, # number of finished steps
     history:list, # rows so far
     settings:dict|None=None, # plain data that must be the same when the run goes on
+    losses:list=(), # of the steps since the history's last row
 ):
     "Write a checkpoint so that a crash at any moment leaves the old one or the new one: a new folder first, then a pointer to it."
     for leftover in [*folder.glob(".checkpoint-*"), *folder.glob(".latest.*")]:       # of a run that was killed while it wrote
@@ -44,7 +45,7 @@ def save_checkpoint(
     save_file({n: w.detach().cpu().contiguous() for n, w in changing(model).items()}, part / "model.safetensors")
     state = optimizer.state_dict()["state"]
     save_file({f"{i}.{k}": v.detach().cpu().contiguous() for i, s in state.items() for k, v in s.items()}, part / "optimizer.safetensors")
-    (part / "state.json").write_text(json.dumps(dict(step=step, history=history, settings=settings)))
+    (part / "state.json").write_text(json.dumps(dict(step=step, history=history, settings=settings, losses=list(losses))))
     shutil.rmtree(new, ignore_errors=True)
     os.replace(part, new)
     pointer = folder / f".latest.{os.getpid()}"; pointer.write_text(new.name)
@@ -177,6 +178,7 @@ def check_run(config:TrainConfig):
     "Raises `ConfigError` for what can be known before the first step: counts below 1, a tracker that is not there."
     for name in ("steps", "accumulation", "log_every", "save_every"):
         if getattr(config, name) < 1: raise ConfigError(f"{name}: {getattr(config, name)} must be at least 1")
+    if config.clip <= 0: raise ConfigError(f"clip: {config.clip} cuts every gradient to nothing; for no limit give a large number, such as 1e9")
     if config.tracker not in ("", "tensorboard", "trackio"): raise ConfigError(f"tracker: {config.tracker!r} is unknown; use tensorboard or trackio, or leave it empty")
     try: config.tracker and importlib.import_module(config.tracker)
     except ImportError: raise ConfigError(f"tracker: {config.tracker} is not installed; run: pip install {config.tracker}") from None
@@ -200,11 +202,15 @@ def tracking(
 
 # %% ../nbs/03b_train.ipynb #train-064
 def _begin(model, optimizer, settings, out, resume, accelerator):
-    "(step, history) to start from. A new run hides an old checkpoint, so that a later resume does not find it."
-    if not out: return 0, []
+    "(step, history, losses since its last row) to start from. A new run hides an old checkpoint, so that a later resume does not find it."
+    if not out: return 0, [], []
     if not resume and accelerator.is_main_process: (out / "latest").unlink(missing_ok=True)
     accelerator.wait_for_everyone()
-    return load_checkpoint(out, model, optimizer, settings)
+    return *load_checkpoint(out, model, optimizer, settings), _open_losses(out) if accelerator.num_processes == 1 else []
+
+def _open_losses(out):
+    "Losses that the next row of a resumed history is a mean of, too."
+    return json.loads((out / (out / "latest").read_text() / "state.json").read_text()).get("losses", []) if (out / "latest").exists() else []
 
 def _due(step, every, steps): return (step + 1) % every == 0 or step + 1 == steps
 
@@ -228,10 +234,10 @@ def train(
     main = accelerator.is_main_process
     freeze(model, config.trainable)
     optimizer, settings = make_optimizer(model, config), run_settings(config, batches, accelerator.num_processes)
-    start, history = _begin(model, optimizer, settings, out, resume, accelerator)
+    start, history, losses = _begin(model, optimizer, settings, out, resume, accelerator)
     model, optimizer = accelerator.prepare(model, optimizer)
     set_modes(bare)
-    began, losses = time.perf_counter() - (history[-1]["seconds"] if history else 0.), []
+    began = time.perf_counter() - (history[-1]["seconds"] if history else 0.)
     with tracking(config if main else TrainConfig(), resume) as track, tqdm(initial=start, total=config.steps, disable=quiet or not main, mininterval=1.) as bar:
         for step in range(start, config.steps):
             loss, norm = train_step(model, optimizer, batches, step, config, accelerator)
@@ -239,6 +245,6 @@ def train(
             if _due(step, config.log_every, config.steps):
                 history.append(_row(step, losses, norm, time.perf_counter() - began, config, accelerator) | (watch(bare) if watch else {})); losses = []
                 track(history[-1]); bar.set_postfix(loss=history[-1]["loss"])
-            if out and main and _due(step, config.save_every, config.steps): save_checkpoint(out, bare, optimizer, step + 1, history, settings)
+            if out and main and _due(step, config.save_every, config.steps): save_checkpoint(out, bare, optimizer, step + 1, history, settings, losses)
     accelerator.wait_for_everyone(); bare.eval()
     return history

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest, torch
 
+from speechllm_course.align import retrieval
 from speechllm_course.corpus import decode_rows, load_world
 from speechllm_course.diagnose import alignment, batched_is_single, clip_losses, diagnose, emergence, listening, listening_watch, prompts_agree, report, row_losses, strangers, text_skill, worst_prompt
 from speechllm_course.evaluate import examples
@@ -109,6 +110,12 @@ def test_a_trained_connector_is_aligned_and_a_fresh_one_is_not(model, clips):
     found = alignment(model, waveforms, [r["text"] for r in rows], new_model())
     assert found["after"]["ci95"][0] > found["before"]["ci95"][1] and found["n"] == 24
 
+@pytest.mark.parametrize("slots", [dict(post_process=dict(name="attention")), dict(connector=dict(name="soft")), dict(connector=dict(name="compress"))], ids=str)
+def test_every_span_can_be_compared_with_text(clips, slots):
+    rows, waveforms = clips
+    net = new_model(**slots).eval()
+    assert 0 <= retrieval(net, [waveforms[0], torch.randn(8000) * 1e-3], [rows[0]["text"], "something else"]) <= 1
+
 def test_the_report_points_at_what_is_wrong_and_is_plain_data(model, deaf, clips):
     fine, broken = (diagnose(m, *clips, lm=load_lm("lm")[0], only=("asr", "answer", "digit"), questions=sentences(20, "test", task="qa")) for m in (model, deaf))
     assert json.loads(json.dumps(fine)) == fine
@@ -126,5 +133,7 @@ def test_eval_examines_and_refuses_what_it_cannot(capsys, monkeypatch):
     code, out, _ = call("--diagnose", "--json")
     figures = json.loads(out)["diagnosis"]
     assert code == 0 and set(figures) == {"listening", "following", "worst_prompt", "text", "batched", "prompts", "alignment"} and figures["text"]["kept"] is not None
+    code, out, err = call("--json", "--max-new-tokens", "2")
+    assert code == 0 and json.loads(out)["cut"] == json.loads(out)["n"] and "were cut after 2 tokens" in err
     code, _, err = call("--diagnose", "--part", "encoder")
     assert code == 2 and "drop --part" in err and err.count("\n") == 1

@@ -3,7 +3,7 @@ import pytest, torch
 
 from speechllm_course.commands.stores import SpeechData, training_store
 from speechllm_course.digits import SHORTEST, blended_digits, isolated_digits, real_digits, trim_edges
-from speechllm_course.recordings import HELD_OUT_SPEAKER
+from speechllm_course.recordings import HELD_OUT_SPEAKER, digit_strings, is_test_string
 from speechllm_course.voices import TRAIN_VOICES, can_synthesise
 from speechllm_course.world import DIGITS
 
@@ -35,3 +35,9 @@ def test_they_are_in_the_training_store(recordings):
     store = training_store(SpeechData(clips=2, isolated_digits=3, real_digits=4, blended_digits=5, seed=9))
     kinds = [row["id"].split("-")[0] for row in store.rows]
     assert [kinds.count(k) for k in ("isolated", "real", "blend")] == [3, 4, 5] and len(store) == 14
+
+def test_no_string_of_the_tests_is_trained_on(recordings):
+    assert is_test_string([4, 9, 5]) and not any(is_test_string([d]) for d in range(10))
+    rows = [row for made in (isolated_digits(40, seed=3), blended_digits(60, seed=3), digit_strings(120, seed=3)) for row, _ in made]
+    several = [[int(d) for d in row["answer"].split()] for row in rows if len(row["answer"]) > 1]
+    assert len(several) > 40 and not any(map(is_test_string, several))

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperFe
 
 from speechllm_course.audio import save_audio
 from speechllm_course.commands.own_clips import asking
-from speechllm_course.commands.stages import read_config, run_stage
+from speechllm_course.commands.stages import Stage, read_config, run_stage
 from speechllm_course.commands.stores import SpeechData
 from speechllm_course.corpus import DataError, decode_rows, load_world
 from speechllm_course.instructions import instruct
@@ -51,7 +51,10 @@ def test_enough_steps_and_the_folder_is_learned(folder, tmp_path, clips):
 @pytest.mark.parametrize("distil", [{}, {"weight": .5}])
 def test_whisper_learns_from_a_folder(folder, tmp_path, distil, clips):
     ears = whisper(tmp_path / "ears")
-    history = run_stage(config(tmp_path, folder, dict(clips=0), start=None, encoder=ears, thaw="lora", distil=distil), device="cpu", quiet=True)
+    settings = config(tmp_path, folder, start=None, encoder=ears, thaw="lora", distil=distil)
+    del settings.data["clips"]
+    if not distil: run_stage(Stage(**vars(settings)), device="cpu", quiet=True, dry_run=True)
+    history = run_stage(settings, device="cpu", quiet=True)
     assert len(history) == 2 and isinstance(load_model(tmp_path / "out").answer(clips[1][0], "transcribe"), str)
 
 def test_a_start_brings_its_own_parts(folder, tmp_path, clips):
@@ -64,7 +67,7 @@ def test_a_start_brings_its_own_parts(folder, tmp_path, clips):
 
 HUB = """
 import sys; from pathlib import Path
-from speechllm_course.commands.stages import read_config, run_stage
+from speechllm_course.commands.stages import Stage, read_config, run_stage
 from speechllm_course.processor import load_model
 run_stage(read_config(Path(sys.argv[1])), device="cpu", quiet=True)
 print(load_model(sys.argv[2]).model.encoder.kind)

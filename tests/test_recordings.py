@@ -134,3 +134,10 @@ def test_a_table_in_another_encoding(tmp_path):
     from speechllm_course.recordings import load_folder
     (tmp_path / "metadata.csv").write_bytes("file_name,text\na.wav,caf\xe9\n".encode("latin-1"))
     with pytest.raises(DataError, match="UTF-8"): load_folder(tmp_path)
+
+def test_a_prompt_of_its_own_is_what_is_asked(tmp_path):
+    from speechllm_course.evaluate import examples
+    from speechllm_course.recordings import load_folder
+    (tmp_path / "metadata.csv").write_text("file_name,text,prompt,answer\na.wav,hello there,what is the mood,calm\n")
+    rows = list(load_folder(tmp_path))
+    assert examples(rows, rows[0]["task"]) == [(0, "what is the mood", "calm")]

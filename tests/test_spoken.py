@@ -38,7 +38,7 @@ def test_a_model_of_units_answers_like_any_other(command, question):
     code, out, err = command("ask", question[1], "--model", "tiny-units")
     assert code == 0 and len(out.strip().splitlines()) == 1 and not err
 
-@pytest.mark.parametrize("more,code,part", [(["--voice", "v.wav"], 2, "--voice needs --speak"), (["--speak", "out.wav", "--model", "tiny"], 1, "no units to speak with"), (["--speak", "out.wav", "--voice", "none.wav"], 1, "no such file"), (["--speak", "out.wav", "--model", "nowhere"], 1, "nowhere: no model there")])
+@pytest.mark.parametrize("more,code,part", [(["--voice", "v.wav"], 2, "--voice needs --speak"), (["--speak", "out.wav", "--model", "tiny"], 1, "no units to speak with"), (["--speak", "out.wav", "--voice", "none.wav"], 1, "no such file"), (["--speak", "out"], 1, "use .wav or .flac"), (["--speak", "out.m4a"], 1, "use .wav or .flac"), (["--speak", "nowhere/out.wav"], 1, "does not exist"), (["--speak", "out.wav", "--model", "nowhere"], 1, "nowhere: no model there")])
 def test_ask_says_what_is_wrong(command, question, more, code, part):
     got, _, err = command("ask", question[1], *more)
     assert got == code and part in err and len(err.strip().splitlines()) == 1

@@ -5,6 +5,7 @@ import pytest, torch
 
 from test_training import LAUNCH
 from speechllm_course.audio import normalise_log_mel
+from speechllm_course.commands import stores
 from speechllm_course.commands.pretrain_stages import Clips
 from speechllm_course.commands.stages import Stage, run_stage
 from speechllm_course.commands.stores import SpeechData, encoded_store, training_store
@@ -108,3 +109,20 @@ def test_build_continues_unless_a_recipe_or_a_part_has_changed(tmp_path, monkeyp
     for _ in range(2): build.run(["units"], tmp_path, False)
     part.write_bytes(b"another encoder"); build.run(["units"], tmp_path, False)
     assert outs[0] == outs[1] != outs[2] and (tmp_path / "units" / "units.json").exists()
+
+def test_new_labels_of_the_same_clips_are_not_taken_from_the_cache(store, model):
+    renamed = Clips([store[i] for i in range(len(store))]); renamed.rows = [row | dict(text="wrong") for row in store.rows]
+    encoded_store(model.model.encoder.model, renamed, 1); renamed.rows = [row | dict(text="right") for row in store.rows]
+    assert {row["text"] for row in encoded_store(model.model.encoder.model, renamed, 1).rows} == {"right"}
+
+def test_what_cannot_be_spoken_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(stores, "can_synthesise", lambda: False); monkeypatch.setattr(stores, "can_flite", lambda: False)
+    assert len(training_store(SpeechData(clips=0, requests=5, flite_clips=3))) > 100
+    out = capsys.readouterr().out
+    assert "the committed clips in the place of requests" in out and "without Flite" in out
+    assert len(training_store(SpeechData(clips=0))) == 0
+
+def test_another_choice_of_data_is_another_run(tmp_path):
+    stage = dict(stage="lm", start="lm", out=str(tmp_path / "out"), train=dict(steps=1))
+    run_stage(Stage(data=dict(batch=4, questions=0.), **stage), device="cpu", quiet=True)
+    with pytest.raises(ConfigError, match="data.questions 0.0 → 0.5"): run_stage(Stage(data=dict(batch=4, questions=.5), **stage), resume=True, device="cpu", quiet=True)

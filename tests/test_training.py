@@ -197,3 +197,18 @@ def test_a_missing_tracker_is_one_line_before_the_first_step(tmp_path, monkeypat
     def never(n): raise AssertionError("a batch was asked for")
     with pytest.raises(ConfigError, match=f"pip install {name}") as e: fit(tmp_path, tracker=name, batches=never)
     assert "\n" not in str(e.value)
+
+def test_a_row_of_a_resumed_history_is_a_mean_of_all_its_steps(tmp_path):
+    from speechllm_course.optimise import TrainConfig
+    from speechllm_course.train import train
+    class Net(torch.nn.Module):
+        def __init__(self): super().__init__(); self.w = torch.nn.Parameter(torch.zeros(4))
+        def forward(self, labels, num_items_in_batch=None): return SimpleNamespace(loss=(self.w - labels).square().sum() / num_items_in_batch)
+    class Ended(Exception): "The machine goes off."
+    def history(out, ends=99):
+        def batches(n):
+            if n == ends: raise Ended
+            return dict(labels=torch.randn(4, generator=torch.Generator().manual_seed(n)))
+        return train(Net(), batches, TrainConfig(steps=8, learning_rate=.1, warmup=1, save_every=3, log_every=4, out=str(out), device="cpu"), resume=True, quiet=True)
+    with pytest.raises(Ended): history(tmp_path / "broken", ends=5)
+    assert [row["loss"] for row in history(tmp_path / "broken")] == [row["loss"] for row in history(tmp_path / "whole")]

@@ -1,5 +1,5 @@
 "The eval command: which corpus, which model, which figures."
-import json, time
+import json, re, time, warnings
 from pathlib import Path
 
 from speechllm_course import evaluate, world
@@ -8,6 +8,8 @@ from speechllm_course.commands.options import UsageError
 from speechllm_course.commands.spoken import SPOKEN, is_unit_model, load_any, resynthesis, spoken_qa
 from speechllm_course.corpus import SPLITS, DataError, cache_dir, decode_rows, find_artifact, load_world
 from speechllm_course.diagnose import diagnose as diagnose_model, report
+from speechllm_course.lm import CutReply, name_vocabulary
+from speechllm_course.processor import CutClip
 from speechllm_course.recordings import SOURCES, find_root, load_barista, load_folder, load_fsdd, load_librispeech
 from speechllm_course.safety import CONDITIONS, spoken_requests
 from speechllm_course.voices import can_flite, can_synthesise
@@ -55,13 +57,15 @@ def check_options(task, part, input, model, diagnose):
     if diagnose and is_unit_model(model): raise DataError(f"--diagnose examines spans, and {model} hears in units; use --model tiny, or drop --diagnose")
     if part == "encoder" and is_unit_model(model): raise DataError(f"--part encoder: {model} hears in units and has no transcribing encoder of its own; use --model tiny")
 
-def run(data, root, task, part, input, model, committed, seed, limit, diagnose, strict, device, say, diagnose_clips=60):
+def run(data, root, task, part, input, model, committed, seed, limit, diagnose, strict, device, say, diagnose_clips=60, max_new_tokens=64):
     "Evaluate; returns one plain dict, null where a figure has no meaning."
     model = model or usual_model(data, task, part, input)
     check_options(task, part, input, model, diagnose)
     dataset, natural = load(data, root, committed, seed, task)
     task = task or ("answer" if input == "text" and data.startswith("world") else natural)
-    if limit: dataset = dataset.select(range(min(limit, len(dataset))))
+    if limit:
+        if not data.startswith(("world", "requests")): dataset = dataset.shuffle(seed=0)         # recordings come sorted, by digit or by speaker
+        dataset = dataset.select(range(min(limit, len(dataset))))
     if input == "text": rows, waveforms, skipped = list(dataset.remove_columns("audio")), None, []
     else: rows, waveforms, skipped = decode_rows(dataset, strict)
     if skipped: say(f"{len(skipped)} clips skipped: {'; '.join(skipped[:5])}{' …' if len(skipped) > 5 else ''}")
@@ -75,10 +79,15 @@ def run(data, root, task, part, input, model, committed, seed, limit, diagnose, 
     heard = heard_before(model, rows)
     if heard: say(f"warning: {model} has heard {heard} of these {len(rows)} recordings in training; this is no test of it (give --model tiny, or see speechllm bench orders)")
     began = time.perf_counter()
-    replies = evaluate.predict(subject, tokenizer, rows, waveforms, chosen, "lm" if input == "text" and is_unit_model(model) else part, input)
+    with warnings.catch_warnings(record=True) as caught:
+        for category in (CutReply, CutClip): warnings.simplefilter("always", category)
+        replies = evaluate.predict(subject, tokenizer, rows, waveforms, chosen, "lm" if input == "text" and is_unit_model(model) else part, input, max_new_tokens=max_new_tokens)
+    cut = sum(int(re.search(r": (\d+) of", str(w.message))[1]) for w in caught if issubclass(w.category, CutReply))
+    if cut: say(f"warning: {cut} of {len(replies)} replies were cut after {max_new_tokens} tokens and count as they are; raise --max-new-tokens")
+    for line in sorted({str(w.message) for w in caught if issubclass(w.category, CutClip)})[:1]: say(f"warning: {line}")
     seconds = time.perf_counter() - began
     result = dict(hardware=describe(device), data=data, split=data.partition(":")[2] or None, task=task, part=part, input=input, model=part if model == "tiny" and part != "all" else str(model), device=device, seed=seed if data.startswith(("world", "requests")) else None,
-                  **evaluate.score(rows, chosen, replies, task), skipped=len(skipped), heard_in_training=heard, seconds=round(seconds, 1),
+                  **evaluate.score(rows, chosen, replies, task), cut=cut, skipped=len(skipped), heard_in_training=heard, seconds=round(seconds, 1),
                   audio_seconds=None if input == "text" else round(sum(len(waveforms[i]) for i, _, _ in chosen) / 16_000, 1))
     if diagnose:
         before, lm = parts_of(model, device)
@@ -114,7 +123,10 @@ def subject_of(part, model, device):
     if part == "encoder" and model == "tiny" or (folder / "preprocessor_config.json").exists() and not (folder / "slots.json").exists():
         from speechllm_course.encoders import SpeechEncoder
         encoder = SpeechEncoder.from_pretrained(find_artifact("encoder") if model == "tiny" else folder).to(device)
-        if part == "encoder": return None, encoder.model, AutoTokenizer.from_pretrained(find_artifact("lm"))
+        if part == "encoder":
+            tokenizer = AutoTokenizer.from_pretrained(find_artifact("lm"))
+            if getattr(encoder.model.config, "vocabulary", "") not in ("", name_vocabulary(tokenizer)): raise DataError(f"--model {model}: this encoder spells with another language model's tokens than the shipped lm's, so its transcripts cannot be read here")
+            return None, encoder.model, tokenizer
     whole = load_any(model, device)
     subject = {"all": whole, "encoder": whole.model.encoder.model, "lm": evaluate.inner_lm(whole) if part == "lm" else None}[part]
     return whole, subject, whole.processor.tokenizer

@@ -3,13 +3,14 @@ import random
 
 import torch
 
-from speechllm_course.audio import log_mel_energy
+from speechllm_course.audio import HOP, log_mel_energy
 from speechllm_course.cache import Joined, fingerprint
 from speechllm_course.commands.stores import COUNTS
 from speechllm_course.corpus import DataError, decode_rows
 from speechllm_course.encoder import trim_edges
 from speechllm_course.optimise import Batches, ConfigError
 from speechllm_course.processor import read_rows, spoken_exchange
+from speechllm_course.recordings import HELD_OUT_SPEAKER
 from speechllm_course.trainers import SpeechCollator, check_exchanges, exchange_table
 
 class Recordings:
@@ -31,7 +32,9 @@ def usable_recordings(data, model, ask):
     from speechllm_course.commands.evaluation import load
     context, corpora = getattr(model.config.text_config, "max_position_embeddings", 10**9), []
     for name in data.recordings:
+        if name.startswith(("world:", "requests")): raise ConfigError(f"data.recordings: {name} is there for testing; name folders of your own, barista or fsdd")
         dataset, _ = load(name)
+        if name == "fsdd": dataset = dataset.filter(lambda row: row["voice"] != HELD_OUT_SPEAKER)        # in no training, so that there is an honest test
         table = exchange_table(dataset, data.seed, ask).add_column("place", list(range(len(dataset))))
         try: kept, left_out = check_exchanges(table, model.processor, context)
         except DataError as e: raise DataError(f"data.recordings: {name}: {e}") from None
@@ -58,4 +61,7 @@ def recording_batches(config, data, model, ask, read):
     frames = [_frames(model.processor, row) for row in rows]
     return Batches(frames, collate, max(data.budget, max(frames)), data.seed)
 
-def _frames(processor, row): return len(processor.features([decode_rows([row])[1][0]])[0]["input_features_mask"][0])
+def _frames(processor, row):
+    "What a recording costs, in log-mel frames, also where an encoder takes samples."
+    mask = processor.features([decode_rows([row])[1][0]])[0]["input_features_mask"][0]
+    return len(mask) if processor.frames["kind"] != "convolutions" else -(-len(mask) // HOP)

@@ -1,5 +1,5 @@
 "Training stages from a config file. The shipped recipes are the YAML files beside this module."
-import functools, json, re, time
+import functools, json, os, re, time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from speechllm_course.ladder import show_parts, thaw
 from speechllm_course.lm import load_lm, name_vocabulary
 from speechllm_course.lora import bake, lora_layers
 from speechllm_course.optimise import Batches, ConfigError, TrainConfig, check_config, freeze
+from speechllm_course.processor import load_ears
 from speechllm_course.train import train
 from speechllm_course.voices import ACCENTS, PACES, PITCHES
 from speechllm_course.world import PROMPTS, sentences
@@ -79,7 +80,7 @@ def lm_stage(config):
         options = dict(config.model)
         words = [t for u in sentences(30_000, 1) for t in (u.text, u.answer)] + [p for v in PROMPTS.values() for p in v] * 200 + [*ACCENTS, *PACES, *PITCHES] * 100
         tokenizer = train_tokenizer(words, options.pop("vocab_size", 320))
-        model = tiny_llama(len(tokenizer), **options)
+        model = tiny_llama(len(tokenizer), **known_options(options, ("hidden_size", "layers")))
     batches = TextBatches(tokenizer, data.batch, data.seed, data.questions)
     return LabelLoss(model), batches, lambda folder: (model.half().save_pretrained(folder), tokenizer.save_pretrained(folder))
 
@@ -96,10 +97,14 @@ def encoder_stage(config):
     from speechllm_course.encoder import Conformer, ConformerConfig, ctc_collate
     from speechllm_course.encoders import LogMelExtractor
     data = check_config(config.data, SpeechData)
-    start = config.start and started_from(config.start, ConformerConfig.model_type, "one of our encoders, such as encoder")
-    tokenizer, store = load_lm(config.lm)[1], training_store(data)
-    model = Conformer.from_pretrained(start, dtype=torch.float32, use_safetensors=True) if start else Conformer(ConformerConfig(vocab_size=len(tokenizer), **known_options(config.model, ConformerConfig.__annotations__)))
-    model.config.vocabulary = name_vocabulary(tokenizer)
+    if data.recordings: raise ConfigError("data.recordings: this stage learns from made clips alone; use stage: speechllm, or drop it")
+    start, tokenizer = config.start and started_from(config.start, ConformerConfig.model_type, "one of our encoders, such as encoder"), load_lm(config.lm)[1]
+    if start: model = Conformer.from_pretrained(start, dtype=torch.float32, use_safetensors=True)
+    else: model = Conformer(ConformerConfig(vocab_size=len(tokenizer), **known_options(config.model, [key for key in ConformerConfig.__annotations__ if key != "vocab_size"])))
+    vocabulary = name_vocabulary(tokenizer)
+    if getattr(model.config, "vocabulary", None) not in (None, "", vocabulary): raise ConfigError(f"lm: {config.start} spells with the tokens of another language model than {config.lm}; name that one, or train without start")
+    if model.config.letter_layer > model.config.num_hidden_layers: raise ConfigError(f"model.letter_layer: {model.config.letter_layer} of {model.config.num_hidden_layers} blocks; set it to one of them")
+    model.config.vocabulary, store = vocabulary, training_store(data)
     average = averaging(config, model)
     def save(folder):
         average()
@@ -109,11 +114,12 @@ def encoder_stage(config):
 
 def speechllm_stage(config):
     "The slots between an encoder and a language model, and whatever else may move."
-    from speechllm_course.commands.spoken import load_any
+    from speechllm_course.commands.spoken import is_unit_model, load_any
     from speechllm_course.processor import new_model, speech_collate
     data = check_config(config.data, SpeechData)
+    if config.start and is_unit_model(config.start): raise ConfigError(f"start: {config.start} hears in units; train it further with stage: unit_lm, or start from tiny")
     model = load_any(config.start) if config.start else new_model(config.encoder, config.lm, **known_options(config.model, ("post_process", "connector")))
-    if config.start: _keep_parts(config)
+    if config.start: _keep_parts(config); _check_parts(config, model)
     ours = model.model.encoder.kind == "speechllm_conformer"
     _thaw(config, model)
     if data.views: _check_views(config, model)
@@ -125,7 +131,7 @@ def speechllm_stage(config):
     if data.recordings: store = with_recordings(store, data, model, ask)
     if data.views: store = encoded_store(model.model.encoder.model, store, data.views, model.model.post_process.wanted)
     lengths = [r["frames"] * (4 if data.views else 1) for r in store.rows]             # the budget counts log-mel frames
-    batches = Batches(lengths, speech_collate(store, model.processor, data.transcribe, data.text_share, bool(data.views), data.manner, ask, read), data.budget, data.seed)
+    batches = Batches(lengths, speech_collate(store, model.processor, data.transcribe, data.text_share, bool(data.views), data.manner, ask, read, data.augment), data.budget, data.seed)
     return learner, batches, _saving(config, model)
 
 def rl_stage(config):
@@ -152,6 +158,13 @@ def _keep_parts(config):
         asked, own = getattr(config, name), parts.get(name, name)
         if asked != name and find_artifact(asked) != find_artifact(own): raise ConfigError(f"{name}: {asked}, but {config.start} was built on {own}; drop {name}, or start")
         setattr(config, name, own)
+
+def _check_parts(config, model):
+    "A model that was saved whole does not say what it was built on, and only differences to these parts are saved when the training is over."
+    if "slots.json" in os.listdir(find_artifact(config.start)) or "base.json" in os.listdir(find_artifact(config.start)): return
+    ears, lm = load_ears(config.encoder)[0], load_lm(config.lm)[0]
+    fits = (ears.kind, ears.width) == (model.model.encoder.kind, model.model.encoder.width) and lm.config.hidden_size == model.config.text_config.hidden_size
+    if not fits: raise ConfigError(f"start: {config.start} was saved whole and is built on other parts than {config.encoder} and {config.lm}; name its own in encoder and lm")
 
 def _saving(config, model):
     "A function that saves the finished model, as a difference to its parts, into a folder."
@@ -201,11 +214,13 @@ def run_stage(config:Stage, resume=False, dry_run=False, device="auto", quiet=Fa
     "Train one stage and save the finished model in its out folder."
     check_stage(config)
     settings = check_config(dict(config.train), TrainConfig)
-    settings.out, settings.device = config.out, device
+    if settings.out: raise ConfigError("train.out: the folder is named at the top of the file: out")
+    settings.out, settings.device = config.out, settings.device if device == "auto" else device
     if dry_run: config.data = _sample(config)
     torch.manual_seed(settings.seed)
     if config.stage == "units": return units_stage(config, dry_run)       # k-means: no steps
     model, batches, save, *watch = STAGES[config.stage](config)
+    batches.settings = getattr(batches, "settings", {}) | {f"data.{k}": v for k, v in config.data.items()} | {key: getattr(config, key) for key in ("encoder", "lm", "start", "units", "distil", "average")}       # what else makes a run the same run
     settings = TrainConfig(**{**vars(settings), **{key: config.train[key] for key in ("trainable", "rates") if key in config.train}})      # `thaw` may have set them
     count = freeze(model, settings.trainable)
     if config.thaw: print(show_parts(model))
@@ -221,7 +236,7 @@ def _sample(config):
     if config.stage == "lm": return config.data
     if config.stage == "unit_lm": return {**config.data, "clips": 50, "views": 1, **{name: min(config.data.get(name, 0), 50) for name in ("spoken_digits", "flite_clips")}}
     data = check_config(dict(config.data), PretrainData if config.stage == "pretrain" else SpeechData)
-    counts = {name: min(getattr(data, name), 50) for name in COUNTS}
+    counts = {name: min(getattr(data, name), 50) for name in COUNTS if name in config.data or not data.recordings}     # another encoder takes recordings alone: nothing is added that the file does not name
     return {**config.data, **counts, "views": min(data.views, 1)}
 
 def run_file(path:Path, **options):

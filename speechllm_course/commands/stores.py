@@ -18,6 +18,7 @@ from speechllm_course.world import DIGITS, REFUSAL
 
 VERSION = 3       # raise it when the same request would make other clips: old stores are then left alone
 ANSWERING = Voice("m3", "american", 165, 45, 50)      # who says the answers that a model of units learns to speak
+CHANGED = {"digit-strings": 4, "isolated-digits": 4, "blended-digits": 4}     # kinds that have changed since
 PART = 2000       # clips a store: one process speaks them from its start, so that they repeat
 
 COUNTS = ("clips", "orders", "requests", "spoken_digits", "spoken_answers", "answering", "flite_clips", "digit_strings", "isolated_digits", "real_digits", "blended_digits")     # fields that say how many
@@ -97,7 +98,7 @@ STEADY = ("manner", "committed-manner")           # their speed stays as it is: 
 READY = ("clean", "clean-answers", "answering", "isolated-digits", "real-digits", "blended-digits")          # their recording condition is what it should be
 RECORDED = ("digit-strings", "real-digits", "blended-digits")         # are made from real recordings
 
-def _folder(kind, n, seed): return cache_dir() / "energies" / f"{kind}-{fingerprint(kind, n, seed, VERSION)}"
+def _folder(kind, n, seed): return cache_dir() / "energies" / f"{kind}-{fingerprint(kind, n, seed, CHANGED.get(kind, VERSION))}"
 
 def write_part(kind, n, seed):
     "Speak, roughen and store the energies of one part; a part that is there already stays."
@@ -120,14 +121,19 @@ def training_store(data:SpeechData) -> Joined:
     if data.clean and data.manner: raise ConfigError("data.clean: clips that are asked how they were said get a recording condition; drop clean, or manner")
     wanted = {"manner" if data.manner else "clean" if data.clean else "world": data.clips, "orders": data.orders, "requests": data.requests, "spoken-digits": data.spoken_digits, "clean-answers" if data.clean else "spoken-answers": data.spoken_answers, "answering": data.answering, "flite": data.flite_clips, "digit-strings": data.digit_strings,
               "isolated-digits": data.isolated_digits, "real-digits": data.real_digits, "blended-digits": data.blended_digits}
-    if not can_synthesise(): wanted = {"committed-manner" if data.manner else "committed": 1} | {kind: wanted[kind] for kind in RECORDED}
+    if not can_synthesise():
+        spoken = [kind for kind, n in wanted.items() if n and kind not in (*RECORDED, "flite")]
+        if spoken: print(f"without eSpeak NG: the committed clips in the place of {', '.join(spoken)} (pip install espeakng-loader)")
+        wanted = {"committed-manner" if data.manner else "committed": int(bool(spoken))} | {kind: wanted[kind] for kind in ("flite", *RECORDED)}
     if data.flite_clips and not can_flite(): del wanted["flite"]; print("without Flite's voices: not installed (on Debian or Ubuntu: apt install flite)")
     try: any(wanted[kind] for kind in RECORDED) and find_root("fsdd")
     except DataError as e: wanted = {kind: n for kind, n in wanted.items() if kind not in RECORDED}; print(f"without real digits: {e}")
     parts = [(kind, min(PART, n - start), data.seed * 1000 + start // PART) for kind, n in wanted.items() for start in range(0, n, PART)]
     missing = [part for part in parts if not (_folder(*part) / "rows.json").exists()]
     if sum(n for _, n, _ in missing) <= 200:                      # too few to be worth a process
+        threads = torch.get_num_threads()
         for part in missing: write_part(*part)
+        torch.set_num_threads(threads)
     else:
         print(f"speaking {sum(n for _, n, _ in missing):,} training clips, once")
         with ProcessPoolExecutor(min(len(missing), _cores()), multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool: list(pool.map(write_part, *zip(*missing)))
@@ -159,7 +165,7 @@ def encoded_store(encoder, store:Joined, views:int, layers=(-1,), budget:int=16_
             batch = []
     key, stores = fingerprint(encoder, sources(store)), []
     for view in range(views):
-        folder = cache_dir() / "encoded" / fingerprint(key, view, [(r["id"], r["frames"]) for r in store.rows], list(layers), VERSION)
+        folder = cache_dir() / "encoded" / fingerprint(key, view, store.rows, list(layers), VERSION)
         if not (folder / "rows.json").exists(): print(f"encoding {len(store):,} clips once, view {view + 1} of {views}")
         clips = ArrayStore(folder) if (folder / "rows.json").exists() else ArrayStore.write(folder, encoded(view, store))
         stores.append(hurried(clips) if view else clips)
