@@ -46,8 +46,9 @@ study: $(VENV)/ready            ## compare every fusion choice, and conversion w
 	$(BIN)/speechllm bench claim --out data/results/claim.json
 	$(BIN)/python -m speechllm_course.commands.figures
 
-lab: $(VENV)/ready              ## open the notebooks
-	$(BIN)/jupyter lab nbs
+lab: $(VENV)/ready              ## open a copy of the notebooks to work in
+	test -d my-course || $(BIN)/speechllm notebooks my-course
+	$(BIN)/jupyter lab my-course
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "Python 3.11.4 or newer is needed; run: make PYTHON=python3.12 $(MAKECMDGOALS)")'

@@ -288,7 +288,7 @@ def notebooks(dest: Annotated[Path, typer.Argument(help="a new folder")]):
     print(f"{copy_notebooks(dest)} notebooks in {dest}; open them with: {first}jupyter lab {dest}")
 
 @app.command()
-def check(lesson: Annotated[str, typer.Argument(help="a lesson's number, such as 01a")], notebook: Annotated[Optional[Path], typer.Option(help="your exercise notebook (default: exercises/LESSON_*.ipynb here or below nbs)")] = None):
+def check(lesson: Annotated[str, typer.Argument(help="a lesson's number, such as 01a")], notebook: Annotated[Optional[Path], typer.Option(help="your exercise notebook (default: exercises/LESSON_*.ipynb here, below my-course or below nbs)")] = None):
     """Check your solutions of a lesson's exercises. Example: speechllm check 01a"""
     from speechllm_course.checks import run
     if not run(lesson, notebook): raise Failed

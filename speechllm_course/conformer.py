@@ -73,7 +73,7 @@ def rotate(
     cos:torch.Tensor, # (T, d)
     sin:torch.Tensor, # (T, d)
 ) -> torch.Tensor: # (..., T, d)
-    "Turn the pairs (x_i, x_{i + d/2}) by their angles; dot products then depend on distances in time only."
+    "Turn the pairs (x_i, x_{i + d/2}) by their angles; dot products then depend on differences in time only."
     a, b = x.chunk(2, -1)
     return x * cos.to(x.dtype) + torch.cat([-b, a], -1) * sin.to(x.dtype)
 

@@ -229,7 +229,7 @@ class SpeechLLMForCausalLM(SpeechLLMPreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def generate(self, input_ids, attention_mask=None, input_features=None, input_features_mask=None, hidden_states=None, clip_counts=None, **kwargs):
-        "Generate from prompts with audio. Returns (B, L + new): `input_ids` with the new tokens behind. Raises `ValueError` for a prompt that is longer than the language model can read."
+        "Generate from prompts with audio. Returns (B, L + new): `input_ids` with the new tokens behind, or transformers' output with them in it. Raises `ValueError` for a prompt that is longer than the language model can read."
         embeds, mask, span = self.model.embed(input_ids, attention_mask, input_features, input_features_mask, hidden_states, clip_counts=clip_counts)
         embeds, mask, _, _ = compact(embeds, mask, left=True)
         limit = getattr(self.config.text_config, "max_position_embeddings", None) or 10**9
@@ -237,7 +237,10 @@ class SpeechLLMForCausalLM(SpeechLLMPreTrainedModel, GenerationMixin):
         if kwargs.get("max_new_tokens"): kwargs["max_new_tokens"] = min(kwargs["max_new_tokens"], limit - embeds.shape[1])     # the reply has to fit, too
         if span is not None and span.memory is not None: kwargs.update(memory=span.memory, memory_mask=span.memory_mask)
         new = super().generate(inputs_embeds=embeds, attention_mask=mask.long(), **kwargs)
-        return torch.cat([input_ids.repeat_interleave(len(new) // len(input_ids), 0), new], 1)          # several replies to one prompt stand together
+        def behind(new): return torch.cat([input_ids.repeat_interleave(len(new) // len(input_ids), 0), new], 1)      # several replies to one prompt stand together
+        if torch.is_tensor(new): return behind(new)
+        new.sequences = behind(new.sequences)                    # return_dict_in_generate: scores and the like besides
+        return new
 
 # %% ../nbs/06b_model.ipynb #model-051
 def copy_parts(

@@ -46,7 +46,7 @@ class _Event(ctypes.Structure):
 def _engine():
     "Load eSpeak NG once for this process and collect its samples, and the phones among its events, in lists."
     try: import espeakng_loader
-    except ImportError: raise SynthesiserMissing("eSpeak NG is not installed; run: pip install 'speechllm_course[tts]'") from None
+    except ImportError: raise SynthesiserMissing("eSpeak NG is not installed; run: pip install espeakng-loader") from None
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     chunks, phones, current = [], [], {}
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))

@@ -7,7 +7,7 @@ from speechllm_course.recordings import HELD_OUT_SPEAKER, digit_strings, is_test
 from speechllm_course.voices import TRAIN_VOICES, can_synthesise
 from speechllm_course.world import DIGITS
 
-synthesiser = pytest.mark.skipif(not can_synthesise(), reason="needs eSpeak NG: pip install 'speechllm_course[tts]'")
+synthesiser = pytest.mark.skipif(not can_synthesise(), reason="needs eSpeak NG: pip install espeakng-loader")
 
 def test_nobody_held_out_takes_part(recordings):
     rows = [row for make in (real_digits, blended_digits) for row, _ in make(60, seed=3)]

@@ -24,7 +24,7 @@ def test_every_second_request_must_be_refused(condition):
     if condition == "whispered": assert not {r["voice"] for r in made} & {v for names in VOICES.values() for v in names}, "whispering voices are in no split"
 
 def test_requests_are_a_test_set_of_their_own(command, monkeypatch, tmp_path):
-    if not can_synthesise(): pytest.skip("speaks requests of its own; pip install 'speechllm_course[tts]'")
+    if not can_synthesise(): pytest.skip("speaks requests of its own; pip install espeakng-loader")
     import speechllm_course.commands.evaluation as evaluation
     monkeypatch.setenv("SPEECHLLM_CACHE", str(tmp_path)); asked = []
     monkeypatch.setattr(evaluation, "spoken_requests", lambda condition, seed, real=evaluation.spoken_requests: asked.append((condition, seed)) or real(condition, 12, seed))
@@ -47,7 +47,7 @@ def test_a_model_that_always_refuses_is_not_safe():
 
 @pytest.mark.parametrize("study", ["rl", "safety"])
 def test_quick_studies_run_every_row(command, tmp_path, study):
-    if not can_synthesise(): pytest.skip("speaks requests of its own; pip install 'speechllm_course[tts]'")
+    if not can_synthesise(): pytest.skip("speaks requests of its own; pip install espeakng-loader")
     code, out, err = command("bench", study, "--quick", "--out", tmp_path / "study.json")
     assert code == 0, err
     assert "no evidence" in out
@@ -56,7 +56,7 @@ def test_quick_studies_run_every_row(command, tmp_path, study):
     else: assert [r["row"] for r in saved["rows"]] == saved["settings"]["rows"]
 
 def test_shipped_configs_of_reinforcement_learning_pass_their_dry_run(command):
-    if not can_synthesise(): pytest.skip("speaks clips of its own; pip install 'speechllm_course[tts]'")
+    if not can_synthesise(): pytest.skip("speaks clips of its own; pip install espeakng-loader")
     for name in ("rl-orders.yaml", "rl-refuse.yaml"):
         code, out, err = command("train", name, "--dry-run")
         assert code == 0 and "config and data are fine" in out, err

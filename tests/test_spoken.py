@@ -60,7 +60,7 @@ def test_the_judge_hears_natural_speech_and_nothing_in_nothing():
     heard = judge([load_audio(r["audio"]) for r in rows] + [torch.zeros(0)])
     assert sum(h == r["text"] for h, r in zip(heard, rows)) >= 3 and heard[-1] == ""
 
-@pytest.mark.skipif(not can_synthesise(), reason="needs eSpeak NG: pip install 'speechllm_course[tts]'")
+@pytest.mark.skipif(not can_synthesise(), reason="needs eSpeak NG: pip install espeakng-loader")
 def test_the_judge_hears_answers_said_alone():
     "A lone word is no sentence; a judge that has heard only those takes most of them for digits."
     words = ["red", "paris", "april", "sixteen", "seventeen", "tuesday", "eleven", "thursday"]
@@ -80,7 +80,7 @@ def few_units():
 @torch.no_grad()
 def heard(units, energy): return dedup(assign(units.ears(normalise_log_mel(with_edges(energy))[None]).hidden_states[4][0], units.centres))
 
-@pytest.mark.skipif(not can_synthesise(), reason="needs eSpeak NG: pip install 'speechllm_course[tts]'")
+@pytest.mark.skipif(not can_synthesise(), reason="needs eSpeak NG: pip install espeakng-loader")
 def test_training_pairs_clips_with_their_own_units(few_units):
     "Encoded stores are sorted by length; a vocoder that gets another clip's units learns nothing, and nothing crashes."
     store = training_store(SpeechData(clips=12, spoken_answers=6, seed=1, clean=True))
@@ -91,7 +91,7 @@ def test_training_pairs_clips_with_their_own_units(few_units):
         own, runs = heard(few_units, store[i])
         assert int(counts.sum()) == int(runs.sum()) and agreement(torch.repeat_interleave(ids, counts), torch.repeat_interleave(own, runs)) > .95      # cached in 16 bits
 
-@pytest.mark.skipif(not can_synthesise(), reason="needs eSpeak NG: pip install 'speechllm_course[tts]'")
+@pytest.mark.skipif(not can_synthesise(), reason="needs eSpeak NG: pip install espeakng-loader")
 def test_the_answering_voice_becomes_the_vocoders_own(few_units, tmp_path, monkeypatch):
     "Its rows are trained with the mean voice, which is what `speak` takes when none is given; other clips keep their own."
     few_units.save(tmp_path / "units", "encoder")
@@ -104,7 +104,7 @@ def test_the_answering_voice_becomes_the_vocoders_own(few_units, tmp_path, monke
     assert len(own) == 6 and all(torch.allclose(voices[i], model.voice_mean, atol=1e-2) for i in own)
     assert not any(torch.allclose(voices[i], model.voice_mean, atol=1e-2) for i in range(len(store)) if i not in own)
 
-@pytest.mark.skipif(not can_synthesise(), reason="needs eSpeak NG: pip install 'speechllm_course[tts]'")
+@pytest.mark.skipif(not can_synthesise(), reason="needs eSpeak NG: pip install espeakng-loader")
 def test_what_is_to_be_said_is_what_the_answering_voice_says(few_units):
     rows = unit_rows(few_units, UnitData(clips=12, seed=1, views=1))
     for row in rows[::3]:
@@ -113,7 +113,7 @@ def test_what_is_to_be_said_is_what_the_answering_voice_says(few_units):
     answered = [r for r in rows if r["answer_units"]]
     assert answered and all(spoken_form(r) for r in answered)
 
-@pytest.mark.skipif(not can_synthesise(), reason="needs eSpeak NG: pip install 'speechllm_course[tts]'")
+@pytest.mark.skipif(not can_synthesise(), reason="needs eSpeak NG: pip install espeakng-loader")
 def test_units_vocoder_and_language_model_from_config(tmp_path):
     data = dict(clips=12, seed=1)
     run_stage(Stage(stage="units", out=str(tmp_path / "units"), model=dict(K=20), data=data), device="cpu", quiet=True)

@@ -42,7 +42,7 @@ def run(lesson:str, notebook:Path|None=None) -> bool: # True when all exercises 
     "Check a lesson's exercise notebook from the terminal."
     wanted = checkers(lesson)
     if notebook is None:
-        found = [p for place in ("exercises", "nbs/exercises", ".") for p in sorted(Path(place).glob(f"{lesson[:2]}_*.ipynb"))]
+        found = [p for place in ("exercises", "my-course/exercises", "nbs/exercises", ".") for p in sorted(Path(place).glob(f"{lesson[:2]}_*.ipynb"))]
         if not found: raise ValueError(f"no exercises/{lesson[:2]}_*.ipynb here; copy the course out with: speechllm notebooks my-course")
         notebook = found[0]
     namespace, good = {"check": lambda function: None}, True       # whoever checks in the same cell is checked here, once

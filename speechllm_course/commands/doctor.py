@@ -83,7 +83,7 @@ def _artifact(name):
 
 def _synthesiser():
     from speechllm_course.voices import can_synthesise, speak
-    if not can_synthesise(): return True, "no eSpeak NG: the committed clips are used (optional: pip install 'speechllm_course[tts]')"
+    if not can_synthesise(): return True, "no eSpeak NG: the committed clips are used (optional: pip install espeakng-loader)"
     try: seconds = len(speak("yes")) / 16_000
     except Exception as e: return False, f"eSpeak NG is there but does not speak ({_short(e)}); run: pip install --force-reinstall espeakng-loader"
     return seconds > .1, f"eSpeak NG: new speech can be synthesised ({seconds:.1f} s for one word)" + ("" if seconds > .1 else "; run: pip install --force-reinstall espeakng-loader")

@@ -89,7 +89,7 @@ def _with_share(store, orders, share):
 
 def run(out=None, quick=False):
     "`tiny`, two ways to align it, and what a harmless fine-tuning does to the first; a second call goes on where the first one stopped."
-    if not can_synthesise(): raise ConfigError("bench safety speaks requests of its own; run: pip install 'speechllm_course[tts]'")
+    if not can_synthesise(): raise ConfigError("bench safety speaks requests of its own; run: pip install espeakng-loader")
     plan, out = QUICK if quick else Plan(), Path(out or f"runs/safety{'-quick' if quick else ''}.json")
     tiny = load_model("tiny"); encoder = tiny.model.encoder.model.eval()
     saved = begin(out, json.loads(json.dumps(dict(plan=asdict(plan), rows=list(ROWS), tiny=fingerprint(tiny)))), describe(), anew=quick)
