@@ -105,7 +105,7 @@ def copy_body(source, target):
     for name, weight in source.state_dict().items():
         if name in wanted: wanted[name].copy_(weight)
 
-HOW_MANY = dict(bestrq=lambda o: o.seen.shape[1], hubert=lambda o: len(o.codes), wav2vec2=lambda o: o.quantise.codes ** o.quantise.groups)     # ids that can be targets
+CODES = dict(bestrq=lambda o: o.seen.shape[1], hubert=lambda o: len(o.codes), wav2vec2=lambda o: o.quantise.codes ** o.quantise.groups)     # ids that can be targets
 
 def pretrainer(about, data, store, start, seed=0, device="cpu"):
     "(model, batches, watch) for the one loop."
@@ -119,7 +119,7 @@ def pretrainer(about, data, store, start, seed=0, device="cpu"):
     batches = Batches([r["frames"] for r in store.rows], masked_collate(store, data.p, data.width, ids), data.budget, data.seed)
     looked = masked_collate(valid, data.p, data.width, of_valid)
     seen = [looked(range(k, min(k + 20, len(valid))), torch.Generator().manual_seed(k)) for k in range(0, len(valid), 20)]
-    return Pretrainer(body, objective), batches, watcher(seen, HOW_MANY[about.objective](objective))
+    return Pretrainer(body, objective), batches, watcher(seen, CODES[about.objective](objective))
 
 def pretrain_stage(config):
     "A self-supervised encoder. It is saved as an encoder whose CTC heads are untrained: `start` of a next stage, or ears of a speech LLM."

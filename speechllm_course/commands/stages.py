@@ -220,7 +220,7 @@ def run_stage(config:Stage, resume=False, dry_run=False, device="auto", quiet=Fa
     torch.manual_seed(settings.seed)
     if config.stage == "units": return units_stage(config, dry_run)       # k-means: no steps
     model, batches, save, *watch = STAGES[config.stage](config)
-    batches.settings = getattr(batches, "settings", {}) | {f"data.{k}": v for k, v in config.data.items()} | {key: getattr(config, key) for key in ("encoder", "lm", "start", "units", "distil", "average")}       # what else makes a run the same run
+    batches.settings = getattr(batches, "settings", {}) | {f"data.{k}": v for k, v in config.data.items()} | {key: getattr(config, key) for key in ("encoder", "lm", "start", "units", "model", "lora", "distil", "average")}       # what else makes a run the same run
     settings = TrainConfig(**{**vars(settings), **{key: config.train[key] for key in ("trainable", "rates") if key in config.train}})      # `thaw` may have set them
     count = freeze(model, settings.trainable)
     if config.thaw: print(show_parts(model))
