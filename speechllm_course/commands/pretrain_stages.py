@@ -124,9 +124,11 @@ def pretrainer(about, data, store, start, seed=0, device="cpu"):
 def pretrain_stage(config):
     "A self-supervised encoder. It is saved as an encoder whose CTC heads are untrained: `start` of a next stage, or ears of a speech LLM."
     about, data = check_config(dict(config.model), PretrainModel), check_config(config.data, PretrainData)
-    if config.start and about.body: raise ConfigError(f"model.body: {config.start} has the size that it was trained with; drop model.body, or start")
+    body = known_options(about.body, ConformerConfig.__annotations__, "model.body")
     if config.start: whole = Conformer.from_pretrained(started_from(config.start, ConformerConfig.model_type, "one of our encoders, such as encoder"), dtype=torch.float32, use_safetensors=True)
-    else: whole = Conformer(ConformerConfig(vocab_size=len(load_lm(config.lm)[1]), **known_options(about.body, ConformerConfig.__annotations__, "model.body")))
+    else: whole = Conformer(ConformerConfig(vocab_size=len(load_lm(config.lm)[1]), **body))
+    other = [key for key, value in body.items() if getattr(whole.config, key) != value]
+    if other: raise ConfigError(f"model.body.{other[0]}: {config.start} was trained with {getattr(whole.config, other[0])}; drop model.body, or start")
     model, batches, watch = pretrainer(about, data, unlabelled_store(data), whole, data.seed)
     def save(folder):
         copy_body(model.body, whole)
