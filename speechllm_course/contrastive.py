@@ -69,7 +69,7 @@ def contrastive_logits(
     temperature:float=.1, # the smaller, the sharper
 ) -> torch.Tensor: # (N, 1 + n), the right one first; distractors that equal it are out
     "Cosines of every guess with its answer and the distractors (wav2vec 2.0, equation 3)."
-    wrong = answers[negatives]                                                       # (N, n, D)
+    wrong = F.embedding(negatives, answers)                                          # (N, n, D); answers[negatives] would add its gradients in an order of chance
     logits = torch.cat([F.cosine_similarity(guesses, answers, dim=-1)[:, None], F.cosine_similarity(guesses[:, None], wrong, dim=-1)], 1) / temperature
     same = F.pad((wrong == answers[:, None]).all(-1), (1, 0))
     return logits.masked_fill(same, -torch.inf)
