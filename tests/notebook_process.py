@@ -3,7 +3,7 @@ import multiprocessing, os, sys, tempfile
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["torch", "torchaudio", "transformers", "transformers.models.llama.modeling_llama", "transformers.models.whisper.modeling_whisper", "datasets", "peft", "accelerate", "sklearn.cluster",
+SERVER.set_forkserver_preload(["torch", "torchaudio", "transformers", "transformers.models.llama.modeling_llama", "transformers.models.whisper.modeling_whisper", "datasets", "peft", "accelerate", "trl.trainer.sft_trainer", "trl.trainer.grpo_trainer", "trl.trainer.dpo_trainer", "sklearn.cluster",
                                "scipy.stats", "matplotlib.pyplot", "jiwer", "nbdev.test", "speechllm_course.processor", "speechllm_course.train"])
 
 def _test(path, log, threads, slow):
