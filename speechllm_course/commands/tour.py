@@ -24,7 +24,7 @@ from speechllm_course.sequences import ALOUD
 from speechllm_course.train import train
 from speechllm_course.vocoder import voice_vector
 
-QUICK = 24  # --quick takes one of so many steps and clips
+QUICK = 24  # --quick takes one of so many clips, and half as many steps
 
 @dataclass
 class Tour:
@@ -37,6 +37,7 @@ class Tour:
     results: dict = field(default_factory=dict)
 
     def n(self, full): return max(2, full // QUICK) if self.quick else full
+    def steps(self, full): return max(2, full // (2 * QUICK)) if self.quick else full
 
 def percent(x): return f"{100 * x:.1f} %"
 
@@ -102,7 +103,7 @@ def _loss_curve(history, title):
 
 def connector(t):
     "Live: only the connector learns, on transcription."
-    history = _train_connector(t, "connector", 1., t.n(240), t.seed)
+    history = _train_connector(t, "connector", 1., t.steps(240), t.seed)
     print(f"  loss {history[0]['loss']:.2f} → {history[-1]['loss']:.2f} in {history[-1]['seconds']:.0f} s; {sum(p.numel() for p in t.model.model.connector.parameters()):,} parameters moved")
     return "Encoder and language model are frozen; the connector learns to turn hidden states into something that the language model can read. Watch for the cliff: nothing, then everything.", [_loss_curve(history, "connector only, transcription")]
 
@@ -120,7 +121,7 @@ def dormancy(t):
 
 def multi_task(t):
     "Live: questions and transcription together."
-    history = _train_connector(t, "multi_task", .35, t.n(360), t.seed + 1)
+    history = _train_connector(t, "multi_task", .35, t.steps(360), t.seed + 1)
     figures = evaluate.score(t.rows, t.questions, _spoken(t), "answer")
     t.results["multi_task"].update(figures)
     t.results["multi_task"]["retrieval"] = found = retrieval(t.model, t.waveforms[:60], [r["text"] for r in t.rows[:60]])
@@ -187,7 +188,7 @@ def rewards(t):
     store = Clips([log_mel_energy(w) for w in _in_noise([t.train_waveforms[i] for i in learn])])
     store.rows = [{k: v for k, v in t.train_rows[i].items() if k != "audio"} | dict(frames=len(e)) for i, e in zip(learn, store.energies)]
     batches = Batches([r["frames"] for r in store.rows], speech_collate(store, model.processor, ask=lambda row, rng: ("answer", row["answer"])), 2400, t.seed)
-    history = train(Policy(model, config, moves), Prompts(batches, config, t.seed), TrainConfig(steps=t.n(14), learning_rate=1e-4, warmup=2, log_every=1, seed=t.seed, device=t.device, trainable=moves), quiet=True, watch=Policy.figures)
+    history = train(Policy(model, config, moves), Prompts(batches, config, t.seed), TrainConfig(steps=t.steps(14), learning_rate=1e-4, warmup=2, log_every=1, seed=t.seed, device=t.device, trainable=moves), quiet=True, watch=Policy.figures)
     after = asked()
     figures = {name: evaluate.score(rows, chosen, replies, "answer") for name, replies in (("before", before), ("after", after))}
     t.results["rewards"] = dict(history=history, **figures)
