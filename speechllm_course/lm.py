@@ -175,7 +175,9 @@ def warn_cut(
     max_new_tokens:int, # where they were cut
 ):
     "One `CutReply` warning when any reply was cut."
-    if cut: warnings.warn(f"cut after {max_new_tokens} tokens, before the end token: {cut} of {replies} replies; raise max_new_tokens", CutReply, stacklevel=3)
+    warning = CutReply(f"cut after {max_new_tokens} tokens, before the end token: {cut} of {replies} replies; raise max_new_tokens")
+    warning.cut = cut                                        # for whoever counts over batches
+    if cut: warnings.warn(warning, stacklevel=3)
 
 # %% ../nbs/04_lm.ipynb #lm-034
 @torch.no_grad()

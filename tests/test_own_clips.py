@@ -13,7 +13,7 @@ from speechllm_course.corpus import DataError, decode_rows, load_world
 from speechllm_course.instructions import instruct
 from speechllm_course.lm import load_lm
 from speechllm_course.optimise import ConfigError
-from speechllm_course.processor import load_model
+from speechllm_course.processor import CutClip, load_model, new_model, save_difference
 
 @pytest.fixture(scope="module")
 def clips(): return decode_rows(load_world("train").select(range(6)))[:2]
@@ -68,7 +68,7 @@ def test_a_start_brings_its_own_parts(folder, tmp_path, clips):
 HUB = """
 import sys; from pathlib import Path
 from speechllm_course.commands.stages import Stage, read_config, run_stage
-from speechllm_course.processor import load_model
+from speechllm_course.processor import CutClip, load_model, new_model, save_difference
 run_stage(read_config(Path(sys.argv[1])), device="cpu", quiet=True)
 print(load_model(sys.argv[2]).model.encoder.kind)
 """
@@ -134,3 +134,20 @@ def test_adapters_at_real_shapes_take_three_steps(folder, tmp_path):
     history = run_stage(config(tmp_path, folder, start=None, encoder=ears, lm=str(tmp_path / "lm"), model=dict(connector=dict(name="mlp", stack=5)), thaw="lora", train=dict(steps=3)), device="cpu", quiet=True)
     assert len(history) == 3 and all(h["loss"] > 0 for h in history)
     assert all(torch.equal(before[n], w) for n, w in load_lm(tmp_path / "lm")[0].named_parameters())
+
+def test_a_start_that_was_saved_whole_is_compared_with_the_parts_that_are_named(folder, tmp_path):
+    ears = whisper(tmp_path / "ears")
+    net = new_model(encoder=ears); net.save_pretrained(tmp_path / "whole"); net.processor.save_pretrained(tmp_path / "whole")
+    with pytest.raises(ConfigError, match="saved whole and is built on other parts"): run_stage(config(tmp_path, folder, start=str(tmp_path / "whole")), device="cpu", quiet=True)
+    run_stage(config(tmp_path, folder, start=str(tmp_path / "whole"), encoder=ears), device="cpu", quiet=True)
+    load_model(tmp_path / "out")
+
+def test_a_model_finds_its_parts_from_another_folder(tmp_path, monkeypatch):
+    whisper(tmp_path / "ears"); monkeypatch.chdir(tmp_path)
+    save_difference(new_model(encoder="ears"), tmp_path / "out", "ears", "lm")
+    (tmp_path / "elsewhere").mkdir(); monkeypatch.chdir(tmp_path / "elsewhere")
+    load_model(tmp_path / "out")
+
+def test_whisper_says_when_it_leaves_something_out(tmp_path):
+    net = new_model(encoder=whisper(tmp_path / "ears"))
+    with pytest.warns(CutClip, match="1 of 2 clips are longer than 30 s"): net.processor.features([torch.randn(31 * 16_000), torch.randn(16_000)])

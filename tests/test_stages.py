@@ -126,3 +126,9 @@ def test_another_choice_of_data_is_another_run(tmp_path):
     stage = dict(stage="lm", start="lm", out=str(tmp_path / "out"), train=dict(steps=1))
     run_stage(Stage(data=dict(batch=4, questions=0.), **stage), device="cpu", quiet=True)
     with pytest.raises(ConfigError, match="data.questions 0.0 → 0.5"): run_stage(Stage(data=dict(batch=4, questions=.5), **stage), resume=True, device="cpu", quiet=True)
+
+def test_a_folder_is_not_taken_for_what_is_shipped(tmp_path, monkeypatch):
+    from pathlib import Path
+    from speechllm_course.corpus import data_dir, find_artifact
+    (tmp_path / "tiny").mkdir(); monkeypatch.chdir(tmp_path)
+    assert find_artifact("tiny") == data_dir() / "tiny" and find_artifact("./tiny") == Path("tiny")

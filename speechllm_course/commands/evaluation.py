@@ -1,5 +1,5 @@
 "The eval command: which corpus, which model, which figures."
-import json, re, time, warnings
+import json, time, warnings
 from pathlib import Path
 
 from speechllm_course import evaluate, world
@@ -82,7 +82,7 @@ def run(data, root, task, part, input, model, committed, seed, limit, diagnose, 
     with warnings.catch_warnings(record=True) as caught:
         for category in (CutReply, CutClip): warnings.simplefilter("always", category)
         replies = evaluate.predict(subject, tokenizer, rows, waveforms, chosen, "lm" if input == "text" and is_unit_model(model) else part, input, max_new_tokens=max_new_tokens)
-    cut = sum(int(re.search(r": (\d+) of", str(w.message))[1]) for w in caught if issubclass(w.category, CutReply))
+    cut = sum(w.message.cut for w in caught if issubclass(w.category, CutReply))
     if cut: say(f"warning: {cut} of {len(replies)} replies were cut after {max_new_tokens} tokens and count as they are; raise --max-new-tokens")
     for line in sorted({str(w.message) for w in caught if issubclass(w.category, CutClip)})[:1]: say(f"warning: {line}")
     seconds = time.perf_counter() - began

@@ -1,5 +1,5 @@
 "Training stages from a config file. The shipped recipes are the YAML files beside this module."
-import functools, json, os, re, time
+import functools, json, re, time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -119,7 +119,7 @@ def speechllm_stage(config):
     data = check_config(config.data, SpeechData)
     if config.start and is_unit_model(config.start): raise ConfigError(f"start: {config.start} hears in units; train it further with stage: unit_lm, or start from tiny")
     model = load_any(config.start) if config.start else new_model(config.encoder, config.lm, **known_options(config.model, ("post_process", "connector")))
-    if config.start: _keep_parts(config); _check_parts(config, model)
+    if config.start: _keep_parts(config, model)
     ours = model.model.encoder.kind == "speechllm_conformer"
     _thaw(config, model)
     if data.views: _check_views(config, model)
@@ -148,11 +148,11 @@ def rl_stage(config):
     policy = Policy(model, settings, config.train.get("trainable", train_settings.trainable))
     return policy, Prompts(batches, settings, train_settings.seed), save, Policy.figures
 
-def _keep_parts(config):
-    "A trained model brings the encoder and the language model that it was built on."
+def _keep_parts(config, model):
+    "A trained model brings the encoder and the language model that it was built on, or must fit those that are named: in the end only the difference to them is saved."
     folder = find_artifact(config.start)
     if (folder / "base.json").exists(): folder = find_artifact(json.loads((folder / "base.json").read_text())["base"])       # an adapter
-    if not (folder / "slots.json").exists(): return
+    if not (folder / "slots.json").exists(): return _check_parts(config, model)
     parts = json.loads((folder / "slots.json").read_text())
     for name in ("encoder", "lm"):
         asked, own = getattr(config, name), parts.get(name, name)
@@ -160,8 +160,7 @@ def _keep_parts(config):
         setattr(config, name, own)
 
 def _check_parts(config, model):
-    "A model that was saved whole does not say what it was built on, and only differences to these parts are saved when the training is over."
-    if "slots.json" in os.listdir(find_artifact(config.start)) or "base.json" in os.listdir(find_artifact(config.start)): return
+    "A model that was saved whole does not say what it was built on. Raises `ConfigError` where the named parts are not those."
     ears, lm = load_ears(config.encoder)[0], load_lm(config.lm)[0]
     fits = (ears.kind, ears.width) == (model.model.encoder.kind, model.model.encoder.width) and lm.config.hidden_size == model.config.text_config.hidden_size
     if not fits: raise ConfigError(f"start: {config.start} was saved whole and is built on other parts than {config.encoder} and {config.lm}; name its own in encoder and lm")
