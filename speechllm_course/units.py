@@ -7,7 +7,6 @@ __all__ = ['fit_units', 'assign', 'dedup', 'usage', 'purity']
 
 # %% ../nbs/11a_units.ipynb #units-003
 import numpy as np, torch
-from sklearn.cluster import KMeans, MiniBatchKMeans
 
 # %% ../nbs/11a_units.ipynb #units-021
 def fit_units(
@@ -18,6 +17,7 @@ def fit_units(
     rounds:int=10, # over all frames, at the end
 ) -> torch.Tensor: # (K, D) centres
     "Cluster frames with scikit-learn: MiniBatchKMeans, then some rounds of KMeans from where it ended. Raises `ValueError` when there are fewer frames than units."
+    from sklearn.cluster import KMeans, MiniBatchKMeans                              # here, because only this function needs it and it takes seconds to import
     if not 1 <= K <= len(frames): raise ValueError(f"{K} units from {len(frames)} frames: K must be at least 1 and at most the number of frames; give more clips, or another K")
     points = frames.float().cpu().numpy()
     centres = MiniBatchKMeans(K, batch_size=10_000, n_init=starts, random_state=seed, compute_labels=False).fit(points).cluster_centers_

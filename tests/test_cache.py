@@ -1,8 +1,9 @@
 "A store is whole or not there: two writers, killed writers, readers in between."
-import os, signal, subprocess, sys, textwrap, time
+import textwrap, time
 
 import numpy as np, pytest, torch
 
+from forked import script
 from speechllm_course.cache import ArrayStore
 
 SCRIPT = textwrap.dedent("""
@@ -13,7 +14,7 @@ SCRIPT = textwrap.dedent("""
     def clips():
         (folder.parent / f"wrote-{name}").write_text("")
         for i in range(20): time.sleep(delay); yield dict(id=str(i), by=name), torch.full((i + 1, 4), float(i))
-    print("READY", flush=True)
+    folder.with_name(f"ready-{name}").write_text("")
     store = ArrayStore.write(folder, clips())
     for _ in range(50): assert all(float(store[i].mean()) == i for i in range(20)) and len(store) == 20
     print("BY", store.rows[0]["by"], flush=True)
@@ -22,14 +23,12 @@ SCRIPT = textwrap.dedent("""
 @pytest.fixture
 def writer(tmp_path):
     "Start a process that writes the store `name` slowly."
-    script = tmp_path / "write.py"; script.write_text(SCRIPT)
     (tmp_path / "caches").mkdir()
-    def begin(name, delay=.05): return subprocess.Popen([sys.executable, script, tmp_path / "caches" / "store", name, str(delay)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    yield begin
+    return lambda name, delay=.05: script(SCRIPT, tmp_path / "caches" / "store", name, delay)
 
 def end(process):
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err[-2000:]
+    code, out, err = process.finish()
+    assert code == 0, err[-2000:]
     return out.split("BY")[1].strip()
 
 def wait_for(condition):
@@ -37,7 +36,7 @@ def wait_for(condition):
     while not condition():
         assert time.time() - began < 60; time.sleep(.01)
 
-def visible(folder): return sorted(p.name for p in folder.iterdir())
+def visible(folder): return sorted(p.name for p in folder.iterdir() if not p.name.startswith("ready"))
 
 def test_of_two_processes_one_writes_and_both_read(writer, tmp_path):
     a, b = writer("a"), writer("b")
@@ -48,9 +47,9 @@ def test_of_two_processes_one_writes_and_both_read(writer, tmp_path):
 def test_a_killed_writer_lets_go_and_its_leftover_goes(writer, tmp_path):
     caches = tmp_path / "caches"
     a = writer("a", .5); wait_for((caches / "wrote-a").exists)
-    b = writer("b", .001); assert b.stdout.readline() == "READY\n"
+    b = writer("b", .001); wait_for((caches / "ready-b").exists)
     time.sleep(.3); assert not (caches / "wrote-b").exists(), "it should wait"
-    a.send_signal(signal.SIGKILL); a.communicate()
+    a.kill()
     assert end(b) == "b" and visible(caches) == [".store.lock", "store", "wrote-a", "wrote-b"]
 
 def test_two_processes_replace_a_store_that_a_third_reads(writer, tmp_path):

@@ -34,6 +34,7 @@ def test_units_stand_in_the_place_of_the_span(clips):
     prompts = ["transcribe"] * 3
     assert subject.replies(states[:3], prompts, ["one"] * 3) == [subject.replies(states[i:i + 1], prompts[:1], ["one"])[0] for i in range(3)]
 
+@pytest.mark.slow
 def test_quick_runs_rows_and_says_that_it_is_no_evidence(command, tmp_path, monkeypatch):
     monkeypatch.setattr(claim_study, "QUICK", SMALL); monkeypatch.setattr(claim_study, "can_synthesise", lambda: False)
     code, out, _ = command("bench", "claim", "--quick", "--row", "hard", "--row", "units, K = 100", "--out", tmp_path / "quick.json")

@@ -26,7 +26,7 @@ def test_trains_from_a_config_file_saves_loads_answers(choice, tmp_path):
     assert len(history) == 2 and all(torch.isfinite(torch.tensor(h["loss"])) for h in history)
     model = load_model(tmp_path / "out")
     assert model.config.post_process == post_process and model.config.connector == connector
-    assert isinstance(model.answer(torch.randn(20_000) * .1, "transcribe", 64), str)
+    assert isinstance(model.answer(torch.randn(20_000) * .1, "transcribe", 8), str)
 
 def test_training_moves_the_slots_alone(tmp_path):
     fresh = new_model(post_process=dict(name="weighted"), connector=dict(name="cif")).state_dict()
@@ -97,7 +97,7 @@ def test_a_head_that_speaks_another_vocabulary(tmp_path):
         with pytest.raises(ValueError, match="tokens of another language model"): new_model(tmp_path / "encoder", connector=dict(name=name))
     new_model(tmp_path / "encoder", connector=dict(name="soft", head="fresh")); new_model(tmp_path / "encoder")
 
-SMALL = Plan(clips=12, steps=1, budget=1500, pilot=1, rates=(1e-3, 2e-3), seeds=(0, 1), tests=6)
+SMALL = Plan(clips=12, steps=1, budget=1500, pilot=1, rates=(1e-3, 2e-3), seeds=(0,), tests=6)
 
 @pytest.fixture
 def small_study(monkeypatch): monkeypatch.setattr(fusion_study, "PLANS", dict.fromkeys(fusion_study.PLANS, SMALL)); monkeypatch.setattr(fusion_study, "can_synthesise", lambda: False)
@@ -105,10 +105,10 @@ def small_study(monkeypatch): monkeypatch.setattr(fusion_study, "PLANS", dict.fr
 def test_the_study_goes_on_where_it_stopped(small_study, tmp_path, capsys):
     out = tmp_path / "study.json"
     fusion_study.run(out, only=["final"])
-    assert [(r["row"], r["seed"]) for r in json.loads(out.read_text())["rows"]] == [("final", 0), ("final", 1)]
+    (first,) = json.loads(out.read_text())["rows"]
     fusion_study.run(out, only=["final", "cif"])
     rows = json.loads(out.read_text())["rows"]
-    assert [(r["row"], r["seed"]) for r in rows] == [("final", 0), ("final", 1), ("cif", 0), ("cif", 1)]
+    assert rows[0] == first and [(r["row"], r["seed"]) for r in rows] == [("final", 0), ("cif", 0)]
     assert all(0 <= r["probes"]["connector"]["voice"] <= 1 and r["learning_rate"] in SMALL.rates for r in rows)
     assert "cif" in capsys.readouterr().out
 
@@ -123,9 +123,10 @@ def test_quick_says_that_it_proves_nothing(small_study, command, tmp_path):
     code, _, err = command("bench", "fusion", "--quick", "--row", "hard", "--out", tmp_path / "full.json")
     assert code == 1 and "other settings" in err and len(json.loads((tmp_path / "full.json").read_text())["rows"]) > 50      # hours of work are not overwritten
 
+@pytest.mark.slow
 def test_a_quieter_span_is_quieter(small_study, tmp_path):
     saved = fusion_study.run(tmp_path / "loud.json", "loudness", only=["none, 30 times quieter"])
-    assert [r["row"] for r in saved["rows"]] == ["none, 30 times quieter"] * 2 and (tmp_path / "loud.png").exists()
+    assert [r["row"] for r in saved["rows"]] == ["none, 30 times quieter"] and (tmp_path / "loud.png").exists()
 
 def test_rows_and_studies_that_do_not_exist(command):
     assert command("bench", "fusion", "--row", "nothing")[0] == 2 and command("bench", "fusion", "--quick", "--transcripts")[0] == 2 and command("bench", "fusion", "--loudness", "--row", "hard")[0] == 2

@@ -4,7 +4,7 @@ import json, time
 import pytest
 
 from conftest import ROOT
-from notebook_process import run_notebook
+from forked import run_notebook
 
 LESSONS = sorted((ROOT / "nbs").glob("*.ipynb"))
 SPENT = []  # seconds of the notebooks so far

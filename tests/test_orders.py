@@ -33,6 +33,7 @@ def test_the_study_runs_and_goes_on(recordings, tmp_path, monkeypatch):
     second = study.run(out, plan=study.QUICK)
     assert len(trained) == 3 and second["rows"][1]["hits"] == left["hits"] and second["baselines"] == json.loads(json.dumps(first["baselines"]))
 
+@pytest.mark.slow
 def test_folds_are_measured_by_several_processes_into_one_file(recordings, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "SNRS", (6,))
     out, few = tmp_path / "orders.json", load_barista().select(range(12))
@@ -47,6 +48,7 @@ def test_folds_are_measured_by_several_processes_into_one_file(recordings, tmp_p
 def test_a_cache_and_adapters_in_the_encoder_exclude_each_other(recordings):
     with pytest.raises(ConfigError, match="never meets"): study.fine_tuned(study.Plan(views=1, orders=20, steps=1), list(load_barista().select(range(4))))
 
+@pytest.mark.slow
 def test_quick_is_no_evidence(recordings, tmp_path, command):
     code, said, _ = command("bench", "orders", "--quick", "--out", tmp_path / "quick.json")
     assert code == 0 and "no evidence" in said and "keyword matcher" in said and "Rhino" in said

@@ -1,10 +1,11 @@
 "Pretraining as a stage: every objective trains, resumes exactly, and becomes an encoder; recordings come as folders, and what cannot work says so."
-import os, subprocess, sys, textwrap
+import os, textwrap
 from pathlib import Path
 
 import pytest, torch
 
-from test_training import LAUNCH, weights
+from forked import script, two
+from test_training import weights
 from speechllm_course.audio import log_mel_energy, save_audio
 from speechllm_course.cache import ArrayStore
 from speechllm_course.commands import stages
@@ -39,7 +40,7 @@ def test_what_comes_out_is_an_encoder(objective, tmp_path):
     spelled = run_stage(Stage(stage="encoder", start=str(tmp_path), out=str(tmp_path / "spelled"), data=dict(clips=10, seed=1, budget=1500), train=dict(steps=1, log_every=1)), device="cpu", quiet=True)
     assert torch.isfinite(torch.tensor(spelled[-1]["loss"]))
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", [pytest.param(name, marks=[pytest.mark.slow] * (name == "hubert")) for name in OBJECTIVES])
 def test_resuming_reaches_the_same_weights(objective, tmp_path):
     run_stage(stage(tmp_path / "whole", objective, 4), device="cpu", quiet=True)
     class Stop(Exception): pass
@@ -67,9 +68,10 @@ def test_two_processes(objective, tmp_path):
         model: {{objective: {objective}, body: {{hidden_size: 32, num_hidden_layers: 2, letter_layer: 1}}}}
         data: {{clips: 40, seed: 1, budget: 1500}}
         train: {{steps: 3, log_every: 1}}"""))
-    (tmp_path / "run.py").write_text("import sys; from pathlib import Path; from speechllm_course.commands.stages import run_file; run_file(Path(sys.argv[1]), device='cpu', quiet=True)")
-    run = subprocess.run([sys.executable, *LAUNCH, "0", tmp_path / "run.py", tmp_path / "stage.yaml"], env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=240)
-    assert run.returncode == 0, run.stderr[-2000:]
+    code = "import sys; from pathlib import Path; from speechllm_course.commands.stages import run_file; run_file(Path(sys.argv[1]), device='cpu', quiet=True)"
+    for process in two(code, tmp_path / "stage.yaml"):
+        code, _, err = process.finish()
+        assert code == 0, err[-2000:]
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 @pytest.mark.slow
@@ -142,11 +144,10 @@ MEMORY = textwrap.dedent("""
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
 def test_memory_does_not_grow_with_the_corpus(tmp_path):
     energies = [log_mel_energy(w) for w in decode_rows(load_world("train").select(range(60)))[1]]
-    (tmp_path / "run.py").write_text(MEMORY)
     running = {}
     for hours in (.1, 1.):
         clips = int(hours * 360_000 / (sum(map(len, energies)) / len(energies)))
         ArrayStore.write(tmp_path / str(hours), ((dict(id=str(n)), energies[n % 60]) for n in range(clips)))
-        running[hours] = subprocess.Popen([sys.executable, tmp_path / "run.py", tmp_path / str(hours)], stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    used = {hours: float(process.communicate(timeout=240)[0].split()[1]) for hours, process in running.items()}
+        running[hours] = script(MEMORY, tmp_path / str(hours))
+    used = {hours: float(process.finish()[1].split()[1]) for hours, process in running.items()}
     assert used[1.] - used[.1] < 20, used                            # MiB; an hour of energies takes 58

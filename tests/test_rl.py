@@ -1,9 +1,10 @@
 "Reinforcement learning: what is sampled is what is scored, every algorithm moves the right way, runs resume exactly, and what cannot work is refused."
-import json, os, random, signal, subprocess, sys, textwrap, time
+import json, random, textwrap, time
 from pathlib import Path
 
 import pytest, torch
 
+from forked import script
 from speechllm_course.audio import log_mel_energy
 from speechllm_course.augment import add_noise
 from speechllm_course.corpus import decode_rows, load_world
@@ -44,7 +45,7 @@ def test_greedy_rollouts_are_what_the_model_answers(store):
     batch = model.processor.batch(waveforms, ["transcribe"] * 6)
     assert sample_group(model, batch, 1, 40, temperature=0).texts(model.processor.tokenizer) == model.answer(waveforms, "transcribe", 40)
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("reinforce", "rloo", "ppo"))) for name in ALGORITHMS])
 def test_every_algorithm_raises_what_it_is_paid_for(algorithm, store):
     "Twelve steps on one batch: the expected word accuracy of fresh rollouts rises, or the reply that was preferred gets likelier than the other."
     model = load_model("tiny"); config = RLConfig(algorithm=algorithm, group=8, kl=0., max_new_tokens=24, updates=2 if algorithm == "ppo" else 1, temperature=1.3, kl_ceiling=100.)
@@ -101,17 +102,16 @@ RUN = textwrap.dedent("""
 def test_kill_and_resume_reach_the_same_bits(tmp_path):
     "Killed in the middle of a block, whose replies must then be drawn again by the old policy."
     from safetensors.torch import load_file
-    script = tmp_path / "run.py"; script.write_text(RUN.format(tests=str(Path(__file__).parent)))
-    def start(out): return subprocess.Popen([sys.executable, str(script), str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    def start(out): return script(RUN.format(tests=str(Path(__file__).parent)), out)
     undisturbed, process, began = start(tmp_path / "whole"), start(tmp_path / "broken"), time.time()
     while process.poll() is None and time.time() - began < 120:
         latest = tmp_path / "broken" / "latest"
         if latest.exists() and latest.read_text() in ("checkpoint-0000002", "checkpoint-0000004", "checkpoint-0000005"): break
         time.sleep(.01)
-    assert process.poll() is None; process.send_signal(signal.SIGKILL); process.communicate()
+    assert process.poll() is None; process.kill()
     for process in (start(tmp_path / "broken"), undisturbed):
-        _, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err[-2000:]
+        code, _, err = process.finish()
+        assert code == 0, err[-2000:]
     a, b = (load_file(tmp_path / out / "checkpoint-0000008" / "model.safetensors") for out in ("broken", "whole"))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     histories = [json.loads((tmp_path / out / "checkpoint-0000008" / "state.json").read_text())["history"] for out in ("broken", "whole")]
@@ -145,7 +145,8 @@ def test_babble_has_the_ratio_it_was_asked_for():
     assert torch.equal(babble(voices[0], voices, 5., random.Random(2)), babble(voices[0], voices, 5., random.Random(2)))
     assert not torch.equal(babble(voices[0], voices, 5., random.Random(2)), babble(voices[0], voices, 5., random.Random(3)))
 
-@pytest.mark.parametrize("plan", ["transcripts", pytest.param("orders", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("plan", ["transcripts", "orders"])
 def test_the_study_is_shared_and_goes_on(tmp_path, monkeypatch, plan):
     "Two processes take a side each; whoever comes last finds the rest done."
     from speechllm_course.commands import rl_study

@@ -45,7 +45,7 @@ def test_a_model_that_always_refuses_is_not_safe():
     assert (always["refused"]["value"], always["over_refused"]["value"], always["exact"]["value"]) == (1., 1., .5)
     assert (never["refused"]["value"], never["over_refused"]["value"], never["exact"]["value"]) == (0., 0., 0.) and always["refused"]["n"] == 50
 
-@pytest.mark.parametrize("study", ["rl", "safety"])
+@pytest.mark.parametrize("study", ["rl", pytest.param("safety", marks=pytest.mark.slow)])
 def test_quick_studies_run_every_row(command, tmp_path, study):
     if not can_synthesise(): pytest.skip("speaks requests of its own; pip install espeakng-loader")
     code, out, err = command("bench", study, "--quick", "--out", tmp_path / "study.json")
@@ -55,11 +55,11 @@ def test_quick_studies_run_every_row(command, tmp_path, study):
     if study == "rl": assert {s["row"] for s in saved["search"]} == set(saved["settings"]["plan"]["rates"]) and len(saved["rows"]) == 2
     else: assert [r["row"] for r in saved["rows"]] == saved["settings"]["rows"]
 
-def test_shipped_configs_of_reinforcement_learning_pass_their_dry_run(command):
+@pytest.mark.parametrize("name", ["rl-refuse.yaml", pytest.param("rl-orders.yaml", marks=pytest.mark.slow)])
+def test_shipped_configs_of_reinforcement_learning_pass_their_dry_run(command, name):
     if not can_synthesise(): pytest.skip("speaks clips of its own; pip install espeakng-loader")
-    for name in ("rl-orders.yaml", "rl-refuse.yaml"):
-        code, out, err = command("train", name, "--dry-run")
-        assert code == 0 and "config and data are fine" in out, err
+    code, out, err = command("train", name, "--dry-run")
+    assert code == 0 and "config and data are fine" in out, err
 
 def test_replay_is_drawn_from_requests_of_every_length():
     from types import SimpleNamespace

@@ -169,6 +169,7 @@ def test_the_shipped_recipes_say_what_moves_and_what_they_will_cost(recipe, movi
     said = capsys.readouterr().out
     assert f"{moving} of them move" in said and "config and data are fine" in said and "language_model" in said
 
+@pytest.mark.slow
 def test_a_quick_study_runs_a_row_measures_it_and_says_that_it_is_no_evidence(command, tmp_path):
     code, out, _ = command("bench", "sft", "--quick", "--row", "lora, answers + reader", "--out", tmp_path / "quick.json")
     assert code == 0 and "no evidence" in out

@@ -3,7 +3,7 @@ import os, subprocess, sys, textwrap
 
 import pytest, torch
 
-from test_training import LAUNCH
+from forked import two
 from speechllm_course.audio import normalise_log_mel
 from speechllm_course.commands import stores
 from speechllm_course.commands.pretrain_stages import Clips
@@ -85,11 +85,11 @@ STAGE = textwrap.dedent("""
 
 def test_only_the_main_process_saves_a_stage(tmp_path):
     "Rank 0 takes a second; when `run_stage` returns on rank 1, the finished model is there."
-    (tmp_path / "stage.py").write_text(STAGE)
-    run = subprocess.run([sys.executable, *LAUNCH, "0", tmp_path / "stage.py", tmp_path / "out"], env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=240)
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert "SAVED 0" in run.stdout and "SAVED 1" not in run.stdout and "SEEN 0 True" in run.stdout and "SEEN 1 True" in run.stdout
+    (code0, out0, err0), (code1, out1, err1) = (process.finish() for process in two(STAGE, tmp_path / "out"))
+    assert code0 == code1 == 0, err0[-2000:] + err1[-2000:]
+    assert "SAVED 0" in out0 and "SEEN 0 True" in out0 and "SAVED" not in out1 and "SEEN 1 True" in out1
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_synthesise(), reason="eSpeak NG is not installed")
 def test_the_same_part_is_the_same_in_every_process(tmp_path):
     code = "from speechllm_course.commands.stores import *; write_part('world', 8, 5); print(ArrayStore(__import__('speechllm_course.commands.stores', fromlist=['x'])._folder('world', 8, 5)).data.tobytes().hex()[:4000])"

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest, torch
 from safetensors.torch import load_file
 
+from forked import script, two
+
 SCRIPT = textwrap.dedent("""
     import sys, time, torch
     from types import SimpleNamespace
@@ -26,44 +28,38 @@ SCRIPT = textwrap.dedent("""
     print(f"LOSS {history[-1]['loss']}\\n", end="", flush=True)        # in one piece: two processes share the pipe
 """)
 
-LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port")
-
 def weights(out): return load_file(out / (out / "latest").read_text() / "model.safetensors")
 
-@pytest.fixture
-def script(tmp_path):
-    path = tmp_path / "train.py"; path.write_text(SCRIPT)
-    return path
-
-def start(script, out, delay=0., accumulation=1, steps=100, launcher=(), **env):
-    return subprocess.Popen([sys.executable, *launcher, str(script), str(out), str(delay), str(accumulation), str(steps)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **env})
+def start(out, delay=0., accumulation=1, steps=100): return script(SCRIPT, out, delay, accumulation, steps)
 
 def finish(process):
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err[-2000:]
+    code, out, err = process.finish()
+    assert code == 0, err[-2000:]
     return out
 
-def test_kill_and_resume_reach_the_same_bits(script, tmp_path):
-    undisturbed, killed = start(script, tmp_path / "whole"), 0
+def test_kill_and_resume_reach_the_same_bits(tmp_path):
+    undisturbed, killed = start(tmp_path / "whole"), 0
     for _ in range(3):
-        process = start(script, tmp_path / "broken", delay=.02)
+        process = start(tmp_path / "broken", delay=.02)
         began = time.time()
         before = (tmp_path / "broken" / "latest").read_text() if (tmp_path / "broken" / "latest").exists() else None
         while process.poll() is None and time.time() - began < 60:
             latest = tmp_path / "broken" / "latest"
             if latest.exists() and latest.read_text() != before: break
             time.sleep(.01)
-        if process.poll() is None: process.send_signal(signal.SIGKILL); killed += 1
-        process.communicate()
+        if process.poll() is None: process.kill(); killed += 1
     assert killed >= 2
-    finish(start(script, tmp_path / "broken")); finish(undisturbed)
+    finish(start(tmp_path / "broken")); finish(undisturbed)
     whole, broken = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     assert whole.keys() == broken.keys() and all(torch.equal(whole[k], broken[k]) for k in whole)
 
-def test_two_processes_train_like_one(script, tmp_path):
-    one = finish(start(script, tmp_path / "one", accumulation=2, steps=10))
-    two = finish(start(script, tmp_path / "two", accumulation=1, steps=10, launcher=(*LAUNCH, "0"), ACCELERATE_USE_CPU="true"))
-    assert float(one.split("LOSS")[1].split()[0]) == pytest.approx(float(two.split("LOSS")[1].split()[0]), rel=1e-4)
+def test_two_processes_train_like_one(tmp_path):
+    (tmp_path / "train.py").write_text(SCRIPT)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    both = subprocess.run([*launch, tmp_path / "train.py", tmp_path / "two", "0", "1", "10"], env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=240)
+    assert both.returncode == 0, both.stderr[-2000:]
+    one = finish(start(tmp_path / "one", accumulation=2, steps=10))
+    assert float(one.split("LOSS")[1].split()[0]) == pytest.approx(float(both.stdout.split("LOSS")[1].split()[0]), rel=1e-4)
     a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert all(torch.allclose(a[k], b[k], atol=1e-5) for k in a)
 
@@ -74,9 +70,9 @@ def test_a_foreign_checkpoint_is_refused(tmp_path):
     save_checkpoint(tmp_path, a, make_optimizer(a, TrainConfig()), 1, [])
     with pytest.raises(ConfigError, match="another model"): load_checkpoint(tmp_path, b, make_optimizer(b, TrainConfig()))
 
-def test_only_the_main_process_writes_and_the_others_wait(script, tmp_path):
+def test_only_the_main_process_writes_and_the_others_wait(tmp_path):
     "Rank 0 takes a second to write; when `train` returns on rank 1, the last checkpoint is there and loads."
-    script.write_text(SCRIPT.replace("out, delay,", """import os, speechllm_course.train as T
+    code = SCRIPT.replace("out, delay,", """import os, speechllm_course.train as T
 from speechllm_course.optimise import make_optimizer
 write = T.save_checkpoint
 def slow(*args): time.sleep(1); print("WROTE", os.environ["RANK"], flush=True); write(*args)
@@ -86,8 +82,8 @@ out, delay,""", 1) + textwrap.dedent("""
         fresh = Net()
         step, _ = T.load_checkpoint(Path(out), fresh, make_optimizer(fresh, TrainConfig()))
         print(f"SEEN {os.environ['RANK']} {step} {all(torch.equal(a, b) for a, b in zip(fresh.parameters(), net.parameters()))}\\n", end="", flush=True)
-    """))
-    out = finish(start(script, tmp_path / "out", steps=10, launcher=(*LAUNCH, "0"), ACCELERATE_USE_CPU="true"))
+    """)
+    out = "".join(map(finish, two(code, tmp_path / "out", 0., 1, 10)))
     assert out.count("WROTE 0") == 2 and "WROTE 1" not in out
     assert "SEEN 0 10 True" in out and "SEEN 1 10 True" in out
 

@@ -42,7 +42,7 @@ def merged(tied=True, **options):
 @pytest.mark.parametrize("units", [1, 100, 500])
 def test_the_text_skill_does_not_change_at_all(init, units):
     lm, t = load_lm("lm")
-    asked = [("answer", u.text) for u in sentences(40, "skill", task="qa")]
+    asked = [("answer", u.text) for u in sentences(12, "skill", task="qa")]
     batches = [exchanges(t), exchanges(t, True), pad_rows([chat(t, "transcribe", "turn on the light", "turn on the light")], 0)]
     def look(): return [lm(input_ids=b["input_ids"], attention_mask=b["attention_mask"]).logits for b in batches]
     with torch.no_grad(): table, before, said = lm.get_input_embeddings().weight.clone(), look(), reply(lm, t, asked)

@@ -60,6 +60,7 @@ def test_the_report_opens_in_a_browser_and_its_players_play(installed):
     seconds = re.search(r'data-seconds="([^"]*)"', shown.stdout)
     assert seconds and all(float(s) > .1 for s in seconds[1].split()) and len(seconds[1].split()) == text.count("<audio")
 
+@pytest.mark.slow
 def test_two_tours_give_the_same_numbers(installed):
     folder, python, _ = installed
     def numbers(out):

@@ -206,9 +206,9 @@ def lesson_clips(train=400, test=100):
     "Hidden states of committed clips, for trials in a lesson: (rows, states) to train on, (rows, states) in unseen voices. Encoded once, then read from the cache."
     encoder, sets = new_model().model.encoder.model, []
     for split, n in (("train", train), ("test_voices", test)):
-        rows, waveforms, _ = decode_rows(load_world(split).select(range(n)))
+        rows = list(load_world(split).select(range(n)))
         folder = cache_dir() / "lessons" / fingerprint(encoder, [r["audio"]["bytes"] for r in rows])
-        store = ArrayStore(folder) if (folder / "rows.json").exists() else ArrayStore.write(folder, zip([{"id": r["id"]} for r in rows], encode_all(encoder, waveforms)))
+        store = ArrayStore(folder) if (folder / "rows.json").exists() else ArrayStore.write(folder, zip([{"id": r["id"]} for r in rows], encode_all(encoder, decode_rows(rows, strict=True)[1])))
         sets.append((rows, [states.half() for states in store]))
     return sets
 
