@@ -248,7 +248,7 @@ def load_difference(
     if not {"base", "encoder", "lm", "post_process", "connector"} <= about.keys(): raise ValueError(f"{folder}: slots.json is incomplete; build it again")
     if about["base"] != identity_of_parts(about["encoder"], about["lm"]): raise ValueError(f"{folder}: was trained on another {about['encoder']} or {about['lm']}; build it again")
     model = new_model(about["encoder"], about["lm"], about["post_process"], about["connector"])
-    unknown = [k for k in changed if k not in model.state_dict()]
+    unknown = sorted(changed.keys() - model.state_dict().keys())
     if unknown: raise ValueError(f"{folder}: holds {unknown[0]}, which this model has not; build it again")
     model.load_state_dict({k: v.float() for k, v in changed.items()}, strict=False)
     model.tie_weights()

@@ -7,6 +7,8 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_P
 
 import pytest
 
+from forked import RUNNING
+
 ROOT = Path(__file__).parent.parent
 shared = ROOT.parent / "shared" / "data"
 if shared.is_dir(): os.environ.setdefault("SPEECHLLM_DATA", str(shared))
@@ -22,6 +24,12 @@ def pytest_collection_modifyitems(config, items):
 def cache(tmp_path_factory):
     "A cache of this test run's own."
     os.environ["SPEECHLLM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on():
+    "Processes that a failed test leaves behind end with it."
+    yield
+    while RUNNING: RUNNING.pop().kill()
 
 @pytest.fixture
 def recordings():

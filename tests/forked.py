@@ -1,5 +1,5 @@
 "Python in processes of its own, forked from a server that has imported the heavy libraries: each of them is paid for once, not by every notebook and every training that is killed."
-import multiprocessing, os, socket, sys, tempfile, traceback
+import atexit, multiprocessing, os, socket, sys, tempfile, traceback
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -12,15 +12,18 @@ def _child(work, args, out, err, env):
     os.environ.clear(); os.environ.update(env)
     torch.set_num_threads(int(env["OMP_NUM_THREADS"]))
     try: code = work(*args)
+    except SystemExit as e: code = e.code
     except BaseException: traceback.print_exc(); code = 1
     sys.stdout.flush(); sys.stderr.flush(); os._exit(int(code or 0))   # at once: threads that were left behind are not waited for
 
+RUNNING = []  # so that what a failed test leaves behind can be ended: see conftest
+
 class Forked:
-    "`work(*args)` in a process of its own; what it returns is the exit status."
+    "`work(*args)` in a process of its own; what it returns is the exit status. All of them share one seed of string hashes: what must not depend on it is for `subprocess`."
     def __init__(self, work, *args, **env):
         self.files = [tempfile.NamedTemporaryFile("r", suffix=".log") for _ in range(2)]
         self.process = SERVER.Process(target=_child, args=(work, args, *(f.name for f in self.files), {**os.environ, "OMP_NUM_THREADS": "1", **env}))
-        self.process.start()
+        self.process.start(); RUNNING.append(self)
 
     def poll(self): return self.process.exitcode              # None while it runs
     def kill(self): self.process.kill(); self.process.join()  # as `kill -9` does
@@ -33,6 +36,7 @@ class Forked:
 def _script(code, args):
     sys.argv = ["script", *args]
     exec(compile(code, "script", "exec"), dict(__name__="__main__"))
+    atexit._run_exitfuncs()                                   # a forked process ends without; here belongs what must be left in good order
 
 def script(code:str, *args, **env) -> Forked:
     "A program in one process."

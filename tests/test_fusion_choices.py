@@ -1,5 +1,6 @@
 "Every choice for the two slots: trained by the one loop from a config file, saved, loaded, asked; refused before training where it cannot work; and the study that compares them."
 import json, shutil, time
+from dataclasses import replace
 
 import pytest, torch, yaml
 
@@ -97,18 +98,23 @@ def test_a_head_that_speaks_another_vocabulary(tmp_path):
         with pytest.raises(ValueError, match="tokens of another language model"): new_model(tmp_path / "encoder", connector=dict(name=name))
     new_model(tmp_path / "encoder", connector=dict(name="soft", head="fresh")); new_model(tmp_path / "encoder")
 
-SMALL = Plan(clips=12, steps=1, budget=1500, pilot=1, rates=(1e-3, 2e-3), seeds=(0,), tests=6)
+SMALL = Plan(clips=12, steps=1, budget=1500, pilot=1, rates=(1e-3, 2e-3), seeds=(0, 1), tests=6)
 
 @pytest.fixture
-def small_study(monkeypatch): monkeypatch.setattr(fusion_study, "PLANS", dict.fromkeys(fusion_study.PLANS, SMALL)); monkeypatch.setattr(fusion_study, "can_synthesise", lambda: False)
+def small_study(monkeypatch): monkeypatch.setattr(fusion_study, "PLANS", dict.fromkeys(fusion_study.PLANS, SMALL) | dict(quick=replace(SMALL, seeds=(0,)))); monkeypatch.setattr(fusion_study, "can_synthesise", lambda: False)
 
-def test_the_study_goes_on_where_it_stopped(small_study, tmp_path, capsys):
-    out = tmp_path / "study.json"
-    fusion_study.run(out, only=["final"])
+def test_the_study_goes_on_where_it_stopped(small_study, tmp_path, capsys, monkeypatch):
+    out, one_run, rates = tmp_path / "study.json", fusion_study.one_run, []
+    def interrupted(*args):
+        if json.loads(out.read_text())["rows"]: raise KeyboardInterrupt
+        return one_run(*args)
+    monkeypatch.setattr(fusion_study, "one_run", interrupted)
+    with pytest.raises(KeyboardInterrupt): fusion_study.run(out, only=["cif"])
     (first,) = json.loads(out.read_text())["rows"]
-    fusion_study.run(out, only=["final", "cif"])
+    monkeypatch.setattr(fusion_study, "one_run", lambda *args: rates.append(args[-1]) or one_run(*args))
+    fusion_study.run(out, only=["cif"])
     rows = json.loads(out.read_text())["rows"]
-    assert rows[0] == first and [(r["row"], r["seed"]) for r in rows] == [("final", 0), ("cif", 0)]
+    assert rows[0] == first and [(r["row"], r["seed"]) for r in rows] == [("cif", 0), ("cif", 1)] and rates == [first["learning_rate"]]
     assert all(0 <= r["probes"]["connector"]["voice"] <= 1 and r["learning_rate"] in SMALL.rates for r in rows)
     assert "cif" in capsys.readouterr().out
 

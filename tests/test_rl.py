@@ -45,20 +45,20 @@ def test_greedy_rollouts_are_what_the_model_answers(store):
     batch = model.processor.batch(waveforms, ["transcribe"] * 6)
     assert sample_group(model, batch, 1, 40, temperature=0).texts(model.processor.tokenizer) == model.answer(waveforms, "transcribe", 40)
 
-@pytest.mark.parametrize("algorithm", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("reinforce", "rloo", "ppo"))) for name in ALGORITHMS])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_algorithm_raises_what_it_is_paid_for(algorithm, store):
-    "Twelve steps on one batch: the expected word accuracy of fresh rollouts rises, or the reply that was preferred gets likelier than the other."
+    "Eight steps on one batch: the expected word accuracy of fresh rollouts rises, or the reply that was preferred gets likelier than the other."
     model = load_model("tiny"); config = RLConfig(algorithm=algorithm, group=8, kl=0., max_new_tokens=24, updates=2 if algorithm == "ppo" else 1, temperature=1.3, kl_ceiling=100.)
     one = batches_of(model, store)(0)
     def batches(n): return one
     policy = Policy(model, config, ["language_model"])
     def worth():
         torch.manual_seed(99); policy.eval()
-        rollouts = sample_group(model, one, 24, 24, 1.3)
-        right = [r for r in (model.processor.tokenizer.decode(l[l != -100], skip_special_tokens=True) for l in one["labels"]) for _ in range(24)]
+        rollouts = sample_group(model, one, 16, 24, 1.3)
+        right = [r for r in (model.processor.tokenizer.decode(l[l != -100], skip_special_tokens=True) for l in one["labels"]) for _ in range(16)]
         return float(policy.reward(rollouts.texts(model.processor.tokenizer), right)[0].mean())
     before = worth()
-    train(policy, Prompts(batches, config), TrainConfig(steps=12, learning_rate=4e-4, warmup=1, log_every=4, device="cpu", trainable=["language_model"]), quiet=True, watch=Policy.figures)
+    train(policy, Prompts(batches, config), TrainConfig(steps=8, learning_rate=6e-4, warmup=1, log_every=4, device="cpu", trainable=["language_model"]), quiet=True, watch=Policy.figures)
     assert worth() > before
 
 def test_figures_are_those_of_the_rollouts(store):

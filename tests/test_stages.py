@@ -11,6 +11,7 @@ from speechllm_course.commands.stages import Stage, run_stage
 from speechllm_course.commands.stores import SpeechData, encoded_store, training_store
 from speechllm_course.optimise import ConfigError
 from speechllm_course.encoder import pad_features, with_edges
+from speechllm_course.lm import load_lm
 from speechllm_course.processor import new_model, speech_collate
 from speechllm_course.voices import can_synthesise
 
@@ -126,6 +127,16 @@ def test_another_choice_of_data_is_another_run(tmp_path):
     stage = dict(stage="lm", start="lm", out=str(tmp_path / "out"), train=dict(steps=1))
     run_stage(Stage(data=dict(batch=4, questions=0.), **stage), device="cpu", quiet=True)
     with pytest.raises(ConfigError, match="data.questions 0.0 → 0.5"): run_stage(Stage(data=dict(batch=4, questions=.5), **stage), resume=True, device="cpu", quiet=True)
+
+def test_a_part_that_has_changed_is_another_run(tmp_path):
+    lm, tokenizer = load_lm("lm")
+    lm.save_pretrained(tmp_path / "lm"); tokenizer.save_pretrained(tmp_path / "lm")
+    stage = lambda: Stage(stage="lm", start=str(tmp_path / "lm"), out=str(tmp_path / "out"), data=dict(batch=4), train=dict(steps=1, trainable=["layers.0."]))
+    run_stage(stage(), device="cpu", quiet=True)
+    assert run_stage(stage(), resume=True, device="cpu", quiet=True)[-1]["step"] == 1
+    with torch.no_grad(): lm.model.layers[1].mlp.up_proj.weight[0, 0] += 1e-3
+    lm.save_pretrained(tmp_path / "lm")                                      # the name is the same
+    with pytest.raises(ConfigError, match="other settings .weights at the start"): run_stage(stage(), resume=True, device="cpu", quiet=True)
 
 def test_a_folder_is_not_taken_for_what_is_shipped(tmp_path, monkeypatch):
     from pathlib import Path

@@ -38,7 +38,8 @@ def finish(process):
     return out
 
 def test_kill_and_resume_reach_the_same_bits(tmp_path):
-    undisturbed, killed = start(tmp_path / "whole"), 0
+    (tmp_path / "train.py").write_text(SCRIPT)
+    undisturbed, killed = subprocess.Popen([sys.executable, tmp_path / "train.py", tmp_path / "whole", "0", "1", "100"], env={**os.environ, "OMP_NUM_THREADS": "1"}), 0     # an interpreter of its own, with hashes of its own
     for _ in range(3):
         process = start(tmp_path / "broken", delay=.02)
         began = time.time()
@@ -49,7 +50,7 @@ def test_kill_and_resume_reach_the_same_bits(tmp_path):
             time.sleep(.01)
         if process.poll() is None: process.kill(); killed += 1
     assert killed >= 2
-    finish(start(tmp_path / "broken")); finish(undisturbed)
+    finish(start(tmp_path / "broken")); assert undisturbed.wait(240) == 0
     whole, broken = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     assert whole.keys() == broken.keys() and all(torch.equal(whole[k], broken[k]) for k in whole)
 

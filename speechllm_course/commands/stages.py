@@ -6,6 +6,7 @@ from pathlib import Path
 import torch, yaml
 from accelerate import PartialState
 
+from speechllm_course.cache import fingerprint
 from speechllm_course.commands.hardware import peak_memory
 from speechllm_course.commands.options import check_numbers, known_options, started_from
 from speechllm_course.commands.own_clips import asking, recording_batches, with_recordings
@@ -222,6 +223,7 @@ def run_stage(config:Stage, resume=False, dry_run=False, device="auto", quiet=Fa
     batches.settings = getattr(batches, "settings", {}) | {f"data.{k}": v for k, v in config.data.items()} | {key: getattr(config, key) for key in ("encoder", "lm", "start", "units", "model", "lora", "distil", "average")}       # what else makes a run the same run
     settings = TrainConfig(**{**vars(settings), **{key: config.train[key] for key in ("trainable", "rates") if key in config.train}})      # `thaw` may have set them
     count = freeze(model, settings.trainable)
+    batches.settings["weights at the start"] = fingerprint(*(dict(m.named_parameters()) for m in (model, *getattr(model, "_teacher", [])) if isinstance(m, torch.nn.Module)))     # names of parts may stay while the parts change
     if config.thaw: print(show_parts(model))
     print(f"{config.stage}: {sum(p.numel() for p in model.parameters()):,} parameters, {count:,} of them move")
     if dry_run: return estimate(model, batches, settings)
