@@ -113,6 +113,7 @@ class SpeechEncoder(nn.Module):
         self.width = config.d_model if self.kind == "whisper" else config.hidden_size
         self.layers = config.encoder_layers if self.kind == "whisper" else config.num_hidden_layers
         self.model = model if model is not None else WhisperEncoder(config) if self.kind == "whisper" else AutoModel.from_config(config)
+        if hasattr(self.model.config, "apply_spec_augment"): self.model.config.apply_spec_augment = False     # it draws from NumPy's generator, which no checkpoint of ours keeps, and fails on short clips
 
     @staticmethod
     def wrap(model): # a `SpeechEncoder`, or an encoder model of transformers

@@ -149,8 +149,10 @@ def load_lm(
     "Any causal LM of transformers: float32 on CPU, bfloat16 on a GPU. Raises `FileNotFoundError` with the mend."
     folder, dtype = find_artifact(source), torch.float32 if device == "cpu" else torch.bfloat16
     if folder.is_dir(): source = folder                            # a hub id stays as it was written
-    try: return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True).to(device).eval(), AutoTokenizer.from_pretrained(source)
+    try: lm, tokenizer = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True).to(device).eval(), AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, SafetensorError) as e: raise not_there(source, "language model", e) from None
+    if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token     # many have none, and batches need one
+    return lm, tokenizer
 
 def name_vocabulary(
     tokenizer, # of a language model

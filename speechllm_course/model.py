@@ -267,7 +267,7 @@ def listen(
     "Greedy replies to a batch of clips."
     processor = getattr(model, "processor", None)
     if processor is None: raise ValueError("this model has no processor; load it with load_model, or set model.processor")
-    batch, tokenizer = processor.batch(clips, prompts).to(model.device), processor.tokenizer
+    batch, tokenizer = processor.batch(clips, prompts).to(model.device, model.dtype), processor.tokenizer
     ids = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     new = ids[:, batch["input_ids"].shape[1]:]                                           # (B, new)
     return [t.strip() for t in tokenizer.batch_decode(new, skip_special_tokens=True)], count_cut(new, tokenizer.eos_token_id)

@@ -138,6 +138,8 @@ def new_model(
     "A speech LLM from two trained parts. Raises `ValueError` for unknown names and options, `FileNotFoundError` for missing parts."
     post_process, connector = named("post_process", post_process or {"name": "final"}), named("connector", connector or {"name": "mlp"})
     language_model, tokenizer = load_lm(lm)
+    bent = next((k for k in ("logits_scaling", "logit_scale", "final_logit_softcapping") if getattr(language_model.config, k, None) not in (None, 1, 1.)), None)
+    if bent: raise ValueError(f"{lm}: its head scales or caps what it says ({bent} in config.json), which the losses here leave out; choose another language model")
     add_placeholder(language_model, tokenizer)
     speech, extractor = load_ears(encoder)
     processor = SpeechLLMProcessor.for_parts(extractor, tokenizer, speech.config, connector)
@@ -265,14 +267,16 @@ def _no_model(source, folder):
 def load_model(
     source="tiny", # a shipped model by name, or a folder that `save_difference` or `save_pretrained` wrote
     device:str="cpu", # where to put it
+    dtype:torch.dtype=torch.float32, # of the weights: torch.bfloat16 takes half of the memory on a GPU
 ) -> SpeechLLM: # ready to `answer`, with its processor
     "Load a speech LLM. Raises `FileNotFoundError` or `ValueError`, in one line, for what is missing, foreign or broken."
     folder = find_artifact(source)
-    if (folder / "slots.json").exists(): return load_difference(folder).to(device).eval()
+    if (folder / "slots.json").exists(): return load_difference(folder).to(device, dtype).eval()
     if not (folder / "config.json").exists(): raise FileNotFoundError(_no_model(source, folder))
     try: kind = json.loads((folder / "config.json").read_text()).get("model_type", "model of no type")
     except (OSError, ValueError): raise ValueError(f"{folder}: config.json cannot be read; save the model again") from None
     if kind != SpeechLLMConfig.model_type: raise ValueError(f"{folder}: holds a {kind}, not a speech LLM; give a folder that `speechllm train` or `tour` wrote")
-    try: model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True); model.processor = AutoProcessor.from_pretrained(folder)
+    try: model, found = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True); model.processor = AutoProcessor.from_pretrained(folder)
     except Exception as e: raise ValueError(f"{folder}: not a speech LLM that can be loaded ({str(e).splitlines()[0][:120]}); save the model and its processor again") from None
+    if found["missing_keys"]: raise ValueError(f"{folder}: {sorted(found['missing_keys'])[0]} is missing; a model with adapters is baked before save_pretrained, or its adapters are saved alone (save_adapter)")
     return model.to(device).eval()

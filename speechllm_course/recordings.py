@@ -117,7 +117,7 @@ def load_folder(
     if not rows or not {"file_name", "text"} <= rows[0].keys(): raise DataError(f"{table}: needs the columns file_name and text; found {', '.join(rows[0]) if rows else 'nothing'}")
     short = next((i for i, r in enumerate(rows, 2) if not r["file_name"] or r["text"] is None), None)
     if short: raise DataError(f"{table}: line {short} has no file_name or no text; complete it")
-    return as_dataset([_row(folder / r["file_name"], text=r["text"].lower().strip(), task=r.get("task") or ("qa" if (r.get("prompt") or "").strip() else "asr"), answer=(r.get("answer") or r["text"]).lower().strip(), prompt=(r.get("prompt") or "").strip()) for r in rows])
+    return as_dataset([_row(folder / r["file_name"], text=r["text"].strip(), task=r.get("task") or ("qa" if (r.get("prompt") or "").strip() else "asr"), answer=(r.get("answer") or r["text"]).strip(), prompt=(r.get("prompt") or "").strip()) for r in rows])
 
 def load_librispeech(
     folder:str|Path, # such as LibriSpeech/test-clean: speaker/chapter/*.flac with *.trans.txt

@@ -50,7 +50,9 @@ def check_exchanges(
 def _too_long(row, processor, context):
     "What is wrong with the lengths of a row, or nothing."
     if not (row["answer"] or "").strip(): return "the answer is empty"
-    batch = processor.batch([load_audio(row["audio"])], [row["prompt"]], [row["answer"]])
+    waveform, window = load_audio(row["audio"]), getattr(processor.feature_extractor, "n_samples", None)
+    if window and len(waveform) > window: return f"{len(waveform) / 16_000:.1f} s, the encoder hears {window / 16_000:g} s; cut it into shorter ones"
+    batch = processor.batch([waveform], [row["prompt"]], [row["answer"]])
     positions, learned = batch["input_ids"].shape[1], int((batch["labels"] != -100).sum())
     if positions > context: return f"{positions} positions ({learned} of them the answer), the language model has {context}"
 
@@ -69,7 +71,7 @@ class SpeechCollator:
 class FrozenStaysFrozen:
     "For a trainer of transformers or TRL, before its class: modules whose parameters are all frozen stay in inference mode."
     def compute_loss(self, model, *args, **kwargs):
-        set_modes(model)
+        if model.training: set_modes(model)                   # an evaluation has put everything into inference mode
         return super().compute_loss(model, *args, **kwargs)
 
 # %% ../nbs/14g_trainers.ipynb #trainers-036

@@ -79,16 +79,19 @@ def preference_table(
     temperature:float=1., # of the sampling
     hear=load_audio, # audio → waveform (samples,), for noise of your own
     batch_size:int=8, # prompts at a time
-) -> Dataset: # columns audio, prompt, chosen, rejected; prompts whose replies are all worth the same are left out
+    max_new_tokens:int=48, # longest reply; what was cut makes no pair
+) -> Dataset: # columns audio, prompt, chosen, rejected; prompts whose whole replies are all worth the same are left out
     "Pairs from a model's own replies; torch's seed decides. Raises `DataError` when no prompt makes a pair."
     pairs, tokenizer = [], model.processor.tokenizer
     for start in range(0, len(table), batch_size):
         rows = [table[i] for i in range(start, min(start + batch_size, len(table)))]
         batch = model.processor.batch([hear(r["audio"]) for r in rows], [r["prompt"] for r in rows]).to(model.device)
-        texts = sample_group(model, batch, group, temperature=temperature).texts(tokenizer)
+        rollouts = sample_group(model, batch, group, max_new_tokens, temperature); texts, ended = rollouts.texts(tokenizer), rollouts.ended.view(-1, group).cpu()
         worth = reward(texts, [r["answer"] for r in rows for _ in range(group)])[0].view(-1, group)
-        for n, (row, w) in enumerate(zip(rows, worth)):
-            if w.max() > w.min(): pairs.append({k: row[k] for k in ("audio", "prompt")} | dict(chosen=texts[n * group + int(w.argmax())], rejected=texts[n * group + int(w.argmin())]))
+        for n, (row, w, whole) in enumerate(zip(rows, worth.cpu(), ended)):
+            if not whole.any(): continue
+            best, least = int(w.masked_fill(~whole, -torch.inf).argmax()), int(w.masked_fill(~whole, torch.inf).argmin())
+            if w[best] > w[least]: pairs.append({k: row[k] for k in ("audio", "prompt")} | dict(chosen=texts[n * group + best], rejected=texts[n * group + least]))
     if not pairs: raise DataError(f"preferences: all replies to each of {len(table)} prompts are worth the same; raise temperature or group, or take harder clips")
     return Dataset.from_list(pairs)
 

@@ -123,6 +123,17 @@ def test_files_round_trip(model, clips, tmp_path):
     assert back.answer(clips, "answer", 8) == model.answer(clips, "answer", 8)
     assert load_model(tmp_path).answer(clips[0], "answer", 8) == model.answer(clips[0], "answer", 8)
 
+def test_a_model_with_adapters_that_was_saved_whole_is_refused(tmp_path):
+    from speechllm_course.lora import add_lora
+    model = load_model("tiny"); add_lora(model)
+    model.save_pretrained(tmp_path); model.processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is missing; a model with adapters is baked") as e: load_model(tmp_path)
+    assert "\n" not in str(e.value)
+
+def test_half_of_the_memory_answers_too(clips):
+    half = load_model("tiny", dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16 and all(isinstance(reply, str) for reply in half.answer(clips, "transcribe", 16))
+
 @pytest.mark.parametrize("make,says", [
     (lambda folder: load_model("tinny"), "did you mean tiny"), (lambda folder: load_model(folder / "nothing"), "no such folder"), (lambda folder: load_model(folder), "neither slots.json nor config.json"),
     (lambda folder: load_model("encoder"), "holds a speechllm_conformer, not a speech LLM"), (lambda folder: new_model(encoder="lm"), "lm: llama is not a speech encoder"),

@@ -11,7 +11,7 @@ from speechllm_course.commands.stages import Stage, read_config, run_stage
 from speechllm_course.commands.stores import SpeechData
 from speechllm_course.corpus import DataError, decode_rows, load_world
 from speechllm_course.instructions import instruct
-from speechllm_course.lm import load_lm
+from speechllm_course.lm import load_lm, reply
 from speechllm_course.optimise import ConfigError
 from speechllm_course.processor import CutClip, load_model, new_model, save_difference
 
@@ -56,6 +56,42 @@ def test_whisper_learns_from_a_folder(folder, tmp_path, distil, clips):
     if not distil: run_stage(Stage(**vars(settings)), device="cpu", quiet=True, dry_run=True)
     history = run_stage(settings, device="cpu", quiet=True)
     assert len(history) == 2 and isinstance(load_model(tmp_path / "out").answer(clips[1][0], "transcribe"), str)
+
+def test_what_whisper_would_not_hear_is_not_taught(folder, tmp_path, clips, capsys):
+    save_audio(folder / "long.wav", torch.cat(clips[1] * 20)[:45 * 16_000])
+    with open(folder / "metadata.csv", "a") as table: table.write("long.wav,all of forty five seconds,asr,,\n")
+    settings = config(tmp_path, folder, start=None, encoder=whisper(tmp_path / "ears")); del settings.data["clips"]
+    run_stage(settings, device="cpu", quiet=True)
+    assert "1 of 7 recordings left out: long: 45.0 s, the encoder hears 30 s" in capsys.readouterr().out
+
+def cased(place, **options):
+    "A language model whose tokenizer keeps the case and has no padding."
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    raw = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(["<end>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}, merges=[]))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>"); tokenizer.chat_template = load_lm("lm")[1].chat_template; tokenizer.save_pretrained(place)
+    LlamaForCausalLM(LlamaConfig(vocab_size=257, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=2048, **options)).save_pretrained(place)
+    return str(place)
+
+def test_a_language_model_without_padding_answers_in_batches_and_teaches_its_like(folder, tmp_path):
+    name = cased(tmp_path / "words"); lm, tokenizer = load_lm(name)
+    assert len(reply(lm, tokenizer, [("answer", "no"), ("answer", "a longer question")])) == 2
+    run_stage(config(tmp_path, folder, start=None, lm=name, encoder="encoder", distil=dict(teacher=name, weight=.5)), device="cpu", quiet=True)
+    with pytest.raises(ConfigError, match="has another tokenizer"): run_stage(config(tmp_path, folder, start=None, lm=name, out=str(tmp_path / "other"), distil=dict(teacher="lm", weight=.5)), device="cpu", quiet=True)
+
+def test_letters_keep_their_case(folder):
+    from speechllm_course.recordings import load_folder
+    (folder / "metadata.csv").write_text('file_name,text,answer\n0.wav,Hello Ada,"{""Name"": ""Ada""}"\n')
+    (row,) = load_folder(folder)
+    assert (row["text"], row["answer"]) == ("Hello Ada", '{"Name": "Ada"}')
+
+def test_a_head_that_scales_is_refused(tmp_path):
+    from transformers import AutoTokenizer, GraniteConfig, GraniteForCausalLM
+    GraniteForCausalLM(GraniteConfig(vocab_size=320, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, logits_scaling=8.)).save_pretrained(tmp_path)
+    load_lm("lm")[1].save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="logits_scaling") as e: new_model(lm=tmp_path)
+    assert "\n" not in str(e.value)
 
 def test_a_start_brings_its_own_parts(folder, tmp_path, clips):
     ears = whisper(tmp_path / "ears")

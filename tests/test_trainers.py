@@ -27,6 +27,13 @@ def make(kind, model, table, folder, steps=3, **more):
     if kind is Supervised: more["processing_class"] = model.processor
     return kind(model=model, args=args, train_dataset=table, data_collator=SpeechCollator(model.processor), **more)
 
+def test_an_evaluation_is_an_evaluation(tiny, table, tmp_path):
+    from speechllm_course.lora import add_lora
+    model = copy.deepcopy(tiny); add_lora(model, dropout=.5)
+    for n, p in model.named_parameters(): p.requires_grad_("lora_" in n); p.data += .02 * ("lora_B" in n)
+    trainer = make(Stock, model, table, tmp_path, eval_dataset=table)
+    assert trainer.evaluate()["eval_loss"] == trainer.evaluate()["eval_loss"]
+
 @pytest.mark.parametrize("connector", ["linear", "mlp", "conv", "qformer", "cross_attention", "cif"])
 def test_each_trainer_computes_the_models_own_loss(connector, table, tmp_path):
     torch.manual_seed(0)

@@ -20,7 +20,7 @@ from speechllm_course.ladder import show_parts, thaw
 from speechllm_course.lm import load_lm, name_vocabulary
 from speechllm_course.lora import bake, lora_layers
 from speechllm_course.optimise import Batches, ConfigError, TrainConfig, check_config, freeze
-from speechllm_course.processor import load_ears
+from speechllm_course.processor import add_placeholder, load_ears
 from speechllm_course.train import train
 from speechllm_course.voices import ACCENTS, PACES, PITCHES
 from speechllm_course.world import PROMPTS, sentences
@@ -198,7 +198,11 @@ def _learner(config, model):
     if not config.distil: return model
     options = known_options(dict(config.distil), ("weight", "temperature", "teacher"), "distil")
     check_numbers(options, ("weight", "temperature"), "distil")
-    if options.get("teacher") not in (None, "self", "base"): options["teacher"] = load_lm(options["teacher"])[0]
+    if options.get("teacher") not in (None, "self", "base"):
+        teacher, tokenizer = load_lm(options["teacher"])
+        add_placeholder(teacher, tokenizer)                                       # the student's tokenizer has one, too
+        if name_vocabulary(tokenizer) != name_vocabulary(model.processor.tokenizer): raise ConfigError(f"distil.teacher: {options['teacher']} has another tokenizer than the student; choose a teacher that shares it")
+        options["teacher"] = teacher
     return Distilled(model, **options)
 
 def _check_views(config, model):
