@@ -373,6 +373,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'speechllm_course.lm.TextBatches.__call__': ('lm.html#textbatches.__call__', 'speechllm_course/lm.py'),
                                      'speechllm_course.lm.TextBatches.__init__': ('lm.html#textbatches.__init__', 'speechllm_course/lm.py'),
                                      'speechllm_course.lm.chat': ('lm.html#chat', 'speechllm_course/lm.py'),
+                                     'speechllm_course.lm.check_head': ('lm.html#check_head', 'speechllm_course/lm.py'),
                                      'speechllm_course.lm.count_cut': ('lm.html#count_cut', 'speechllm_course/lm.py'),
                                      'speechllm_course.lm.exchange': ('lm.html#exchange', 'speechllm_course/lm.py'),
                                      'speechllm_course.lm.label_loss': ('lm.html#label_loss', 'speechllm_course/lm.py'),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPECIAL', 'CHAT_TEMPLATE', 'train_tokenizer', 'chat', 'pad_rows', 'exchange', 'TextBatches', 'tiny_llama',
-           'label_loss', 'LabelLoss', 'not_there', 'load_lm', 'name_vocabulary', 'CutReply', 'count_cut', 'warn_cut',
-           'reply']
+           'label_loss', 'check_head', 'LabelLoss', 'not_there', 'load_lm', 'name_vocabulary', 'CutReply', 'count_cut',
+           'warn_cut', 'reply']
 
 # %% ../nbs/04_lm.ipynb #lm-003
 import json, random, textwrap, warnings
@@ -121,9 +121,16 @@ def label_loss(
     return loss / (scored.sum() if num_items_in_batch is None else num_items_in_batch)
 
 # %% ../nbs/04_lm.ipynb #lm-031
+def check_head(
+    lm, # a causal LM of transformers
+):
+    "Losses here multiply hidden states with the head's matrix and do nothing else. Raises `ValueError` for a language model that scales or caps what comes out."
+    bent = next((k for k in ("logits_scaling", "logit_scale", "final_logit_softcapping") if getattr(lm.config, k, None) not in (None, 1, 1.)), None)
+    if bent: raise ValueError(f"{lm.config.model_type}: its head scales or caps what it says ({bent} in config.json), which the losses here leave out; choose another language model")
+
 class LabelLoss(torch.nn.Module):
     "A causal LM whose forward returns `label_loss`: what the training loop wants."
-    def __init__(self, lm): super().__init__(); self.lm = lm
+    def __init__(self, lm): super().__init__(); check_head(lm); self.lm = lm
     def forward(self, input_ids, attention_mask, labels, num_items_in_batch=None):
         hidden = self.lm.base_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return SimpleNamespace(loss=label_loss(self.lm, hidden, labels, num_items_in_batch))
@@ -177,9 +184,10 @@ def warn_cut(
     max_new_tokens:int, # where they were cut
 ):
     "One `CutReply` warning when any reply was cut."
+    if not cut: return
     warning = CutReply(f"cut after {max_new_tokens} tokens, before the end token: {cut} of {replies} replies; raise max_new_tokens")
     warning.cut = cut                                        # for whoever counts over batches
-    if cut: warnings.warn(warning, stacklevel=3)
+    warnings.warn(warning, stacklevel=3)
 
 # %% ../nbs/04_lm.ipynb #lm-034
 @torch.no_grad()

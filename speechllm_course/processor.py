@@ -25,7 +25,7 @@ from .corpus import data_dir, find_artifact
 from .encoder import pad_features, with_edges
 from .encoders import SpeechEncoder, count_frames, frame_rule
 from .fusion import find, named
-from .lm import chat, exchange, load_lm, pad_rows
+from .lm import chat, check_head, exchange, load_lm, pad_rows
 from .model import SpeechLLM, SpeechLLMConfig
 from .world import PROMPTS, sentences
 
@@ -138,8 +138,7 @@ def new_model(
     "A speech LLM from two trained parts. Raises `ValueError` for unknown names and options, `FileNotFoundError` for missing parts."
     post_process, connector = named("post_process", post_process or {"name": "final"}), named("connector", connector or {"name": "mlp"})
     language_model, tokenizer = load_lm(lm)
-    bent = next((k for k in ("logits_scaling", "logit_scale", "final_logit_softcapping") if getattr(language_model.config, k, None) not in (None, 1, 1.)), None)
-    if bent: raise ValueError(f"{lm}: its head scales or caps what it says ({bent} in config.json), which the losses here leave out; choose another language model")
+    check_head(language_model)
     add_placeholder(language_model, tokenizer)
     speech, extractor = load_ears(encoder)
     processor = SpeechLLMProcessor.for_parts(extractor, tokenizer, speech.config, connector)

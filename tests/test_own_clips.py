@@ -11,7 +11,7 @@ from speechllm_course.commands.stages import Stage, read_config, run_stage
 from speechllm_course.commands.stores import SpeechData
 from speechllm_course.corpus import DataError, decode_rows, load_world
 from speechllm_course.instructions import instruct
-from speechllm_course.lm import load_lm, reply
+from speechllm_course.lm import LabelLoss, load_lm, reply
 from speechllm_course.optimise import ConfigError
 from speechllm_course.processor import CutClip, load_model, new_model, save_difference
 
@@ -92,6 +92,7 @@ def test_a_head_that_scales_is_refused(tmp_path):
     load_lm("lm")[1].save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="logits_scaling") as e: new_model(lm=tmp_path)
     assert "\n" not in str(e.value)
+    with pytest.raises(ValueError, match="logits_scaling"): LabelLoss(load_lm(tmp_path)[0])
 
 def test_a_start_brings_its_own_parts(folder, tmp_path, clips):
     ears = whisper(tmp_path / "ears")
