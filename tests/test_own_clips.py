@@ -87,7 +87,7 @@ def test_letters_keep_their_case(folder):
     assert (row["text"], row["answer"]) == ("Hello Ada", '{"Name": "Ada"}')
 
 def test_a_head_that_scales_is_refused(tmp_path):
-    from transformers import AutoTokenizer, GraniteConfig, GraniteForCausalLM
+    from transformers import GraniteConfig, GraniteForCausalLM
     GraniteForCausalLM(GraniteConfig(vocab_size=320, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, logits_scaling=8.)).save_pretrained(tmp_path)
     load_lm("lm")[1].save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="logits_scaling") as e: new_model(lm=tmp_path)
