@@ -11,8 +11,8 @@ export TOKENIZERS_PARALLELISM ?= false
 course: $(VENV)/ready           ## install everything and take the tour
 	$(BIN)/speechllm tour
 
-test: $(VENV)/ready             ## all tests, at most 15 minutes on 2 cores
-	$(BIN)/python -m pytest tests
+test: $(VENV)/ready             ## all tests, at most 15 minutes on 2 cores: two processes with a core each, the notebooks one after another in one of them
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 
 test-release: $(VENV)/ready     ## everything, slow tests included
 	$(BIN)/python -m pytest tests --release
@@ -29,8 +29,8 @@ results: $(VENV)/ready          ## measure what is shipped and renew the README'
 	for c in fast whispered foreign persuaded; do $(EVAL)/tiny-requests-$$c.json --data requests:$$c || exit 1; done
 	$(EVAL)/lm-qa-test_voices.json --data world:test_voices --task qa --input text
 	$(EVAL)/tiny-fsdd-nicolas.json --data fsdd:nicolas
-	$(EVAL)/tiny-barista.json --data barista --model tiny
-	$(EVAL)/encoder-barista.json --data barista --part encoder
+	$(EVAL)/tiny-barista.json --data barista:course --model tiny
+	$(EVAL)/encoder-barista.json --data barista:course --part encoder
 	$(EVAL)/encoder-fsdd-nicolas.json --data fsdd:nicolas --part encoder
 	$(EVAL)/tiny-units-asr-test_voices.json --data world:test_voices --model tiny-units
 	$(EVAL)/tiny-units-qa-test_voices.json --data world:test_voices --task qa --model tiny-units

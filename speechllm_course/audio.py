@@ -244,7 +244,7 @@ _FILTERS, _HANN = mel_filters(), torch.hann_window(WINDOW)
 def log_mel_energy(
     waveform:torch.Tensor, # (..., samples) at 16 kHz
 ) -> torch.Tensor: # (..., T, 80): log10 of mel energies, T = samples // 160
-    "Log-mel energies before normalisation: where noise, filters and microphones act as simple sums."
+    "Log-mel energies before normalisation: where noise, filters and microphones act as simple sums. Less than one window is padded to one."
     if waveform.shape[-1] < WINDOW: waveform = F.pad(waveform, (0, WINDOW - waveform.shape[-1]))
     spectrum = torch.stft(waveform, WINDOW, HOP, window=_HANN.to(waveform.device), return_complex=True)  # (..., bins, T + 1)
     power = spectrum[..., :-1].abs() ** 2

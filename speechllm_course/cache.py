@@ -112,6 +112,10 @@ def cache_encoder(
     batch_size:int=16, # clips encoded together
 ) -> ArrayStore: # per clip (T, len(layers), D)
     "Run a frozen encoder once over a corpus. The same encoder, clips, layers and view find the cache again."
+    window = getattr(extractor, "n_samples", None)
+    long = [i for i, w in enumerate(waveforms) if window and len(w) > window]
+    if long: raise ValueError(f"clip {long[0]} and {len(long) - 1} more are longer than {window / 16_000:g} s, all that this encoder hears; cut them, or leave them out")
+    waveforms = [w.cpu() for w in waveforms]
     clips = [hashlib.sha256(w.numpy().tobytes()).hexdigest()[:12] for w in waveforms]
     key = fingerprint(encoder, extractor.to_dict(), clips, rows, list(layers), view, "float16")
     folder = Path(folder) / key

@@ -72,7 +72,7 @@ def train(config: Annotated[Path, typer.Argument(help="a YAML file with a stage,
           dry_run: Annotated[bool, typer.Option(help="check config and data, estimate memory and time, train nothing")] = False, device: Device = "auto"):
     """Run one training stage from a config file. Example: speechllm train connector.yaml --dry-run"""
     from speechllm_course.commands.stages import run_file
-    run_file(config, resume=resume, dry_run=dry_run, device=pick_device(device))
+    run_file(config, resume=resume, dry_run=dry_run, device=device if device == "auto" else pick_device(device))      # auto: the file decides
 
 @app.command()
 def transcribe(files: Annotated[list[Path], typer.Argument(help="recordings of up to 60 s")], model: Annotated[str, typer.Option(help="a shipped model or a folder")] = "tiny",
@@ -143,7 +143,7 @@ def _doubts(file, waveform):
         if issubclass(warning.category, (CutReply, CutClip)): say(f"warning: {file}: {warning.message}")
 
 @app.command(name="eval")
-def eval_(data: Annotated[str, typer.Option(help="world:SPLIT, requests or requests:CONDITION (refusals in held-out wordings), fsdd, fsdd:SPEAKER, barista, or a folder with metadata.csv")], root: Annotated[Optional[Path], typer.Option(help="folder that holds fsdd/, barista/")] = None,
+def eval_(data: Annotated[str, typer.Option(help="world:SPLIT, requests or requests:CONDITION (refusals in held-out wordings), fsdd, fsdd:SPEAKER, barista, barista:course (those that tiny-orders learned from) or barista:new (the others), or a folder with metadata.csv")], root: Annotated[Optional[Path], typer.Option(help="folder that holds fsdd/, barista/")] = None,
           task: Annotated[Optional[str], typer.Option(help="asr, qa, command, order, digit, manner, refuse, answer, spoken_qa or resynthesis (default: the corpus's own)")] = None,
           part: Annotated[str, typer.Option(help="all, encoder or lm")] = "all", input: Annotated[str, typer.Option(help="audio, or text: the transcript instead of the clip")] = "audio",
           model: Annotated[Optional[str], typer.Option(help="a shipped model or a folder (default: tiny; tiny-units where it has to speak, tiny-orders for barista)")] = None, committed: Annotated[bool, typer.Option(help="only the clips that travel with the package, even where more can be synthesised")] = False,
@@ -156,6 +156,7 @@ def eval_(data: Annotated[str, typer.Option(help="world:SPLIT, requests or reque
     from speechllm_course.evaluate import TASKS
     choose("--part", part, ("all", "encoder", "lm")); choose("--input", input, ("audio", "text"))
     if task: choose("--task", task, TASKS + SPOKEN)
+    if out and out.is_dir(): raise typer.BadParameter(f"--out {out} is a folder; name a file in it, such as {out / 'result.json'}")
     result = run(data, root, task, part, input, model, committed, world_seed, limit, diagnose, strict, pick_device(device), say, diagnose_clips, max_new_tokens)
     if out:
         from speechllm_course.commands.report import write_text

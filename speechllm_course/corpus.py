@@ -25,7 +25,7 @@ SPLITS = dict(train=("train", False), valid=("valid", False), test_voices=("test
               test_synthesiser=("flite", True))                                              # (voices, held-out texts?)
 COMMITTED = dict(train=400, valid=100, test_voices=200, test_text=200, test_both=200, test_synthesiser=100)  # clips that travel with the package
 FULL = 1000                                                                          # clips of a full test split
-VERSION = 2                                                                          # raised when the same request would make other clips, so that old caches are left alone
+VERSION = 3                                                                          # raised when the same request would make other clips, so that old caches are left alone
 
 class DataError(ValueError):
     "A corpus that cannot be used; the message says what, where and how to mend it."
@@ -110,11 +110,14 @@ def load_world(
     full:bool=False, # the full test split (1,000 clips, synthesised once) instead of the committed clips
     seed:int=0, # of a full split; any other seed is a regenerated world
     n:int=FULL, # clips of a full split
-    task:str|None=None, # a full split of one task only, so that its figure has many clips
+    task:str|None=None, # one task only; a full split then has n clips of it
 ) -> Dataset: # rows with audio, text, task, answer, slots, voice and manner labels
-    "A split of the spoken world: the committed clips, or a full split from the cache, synthesised on first use."
+    "A split of the spoken world: the committed clips, or a full split from the cache, synthesised on first use. Raises `DataError`."
     if split not in SPLITS: raise DataError(f"world:{split}: no such split; choose from {', '.join(SPLITS)}")
-    if not full: return read_parquet(data_dir() / "corpus" / f"{split}.parquet")
+    if not full and (seed, n) != (0, FULL): raise DataError(f"world:{split}: seed and n are of full splits; the committed clips are what they are: add full=True")
+    if not full:
+        committed = read_parquet(data_dir() / "corpus" / f"{split}.parquet")
+        return committed.select([i for i, kind in enumerate(committed["task"]) if task in (None, kind)])
     path = cache_dir() / "world" / f"{split}-{task or 'all'}-{seed}-{n}-{VERSION}.parquet"
     if not path.exists(): write_parquet(synthesise(split, n, seed, task), path)
     return read_parquet(path)

@@ -222,7 +222,8 @@ def diagnose(
     lm=None, # the language model before any speech, for the text skill (default: that of `before`)
     only:tuple=(), # instructions that the model was taught (default: all)
     clips:int=60, # the first so many are used
-    questions:list|None=None, # written questions (default: 100 of the world)
+    questions:list|None=None, # written questions (default: 100 of the world, texts of the test)
+    learn=None, # (waveforms, prompts, replies) → a batch as the training made it; without it prompts are not compared
 ) -> dict: # one entry for each examination; plain data
     "Every examination of this lesson. Raises `ValueError` for clips from which nothing can be asked."
     rows, waveforms, processor, tokenizer = rows[:clips], waveforms[:clips], model.processor, model.processor.tokenizer
@@ -234,9 +235,9 @@ def diagnose(
         listening=listening(model, rows, waveforms, task),
         following={k: dict(n=f["n"], followed=_share(f["followed"], f["n"]), exact=_share(f["exact"], f["n"])) for k, f in follow.items()},
         worst_prompt=worst_prompt(model, tokenizer, rows, waveforms, "asr" if spoken else task, clips=max(20, clips // 2)),
-        text=text_skill(model, tokenizer, questions or sentences(100, "diagnose", task="qa"), before if lm is None else lm),
+        text=text_skill(model, tokenizer, questions or sentences(100, "diagnose", test_text=True, task="qa"), before if lm is None else lm),
         batched=batched_is_single(model, heard[:24], prompts[:24]),
-        prompts=prompts_agree(tokenizer, processor.batch(heard, prompts, right), processor.batch(heard, prompts)),
+        prompts=prompts_agree(tokenizer, learn(heard, prompts, right), processor.batch(heard, prompts)) if learn else None,
         alignment=alignment(model, [waveforms[i] for i in spoken], [rows[i]["text"] for i in spoken], before) if len(spoken) > 1 and processor.span_length(8) else None)      # cross-attention has no span
 
 def report(
@@ -246,13 +247,13 @@ def report(
     def p(f): return f"{100 * f['value']:.1f} % [{100 * f['ci95'][0]:.0f}, {100 * f['ci95'][1]:.0f}]"
     l, f, w, t, b, a, g = (figures[k] for k in ("listening", "following", "worst_prompt", "text", "batched", "prompts", "alignment"))
     seen, unseen, loss, kept = f["seen"]["followed"], f["unseen"]["followed"], {k: v["value"] for k, v in l["loss"].items()}, t.get("kept")
-    other = "".join(f"; row {d['row']}, place {d['place']}: {d['training']} in training, {d['use']} in use" for d in a["different"][:1])
+    other = "".join(f"; row {d['row']}, place {d['place']}: {d['training']} in training, {d['use']} in use" for d in (a or {"different": []})["different"][:1])
     lines = [
         ("listening", l["gain"]["ci95"][0] <= .1, f"loss {loss['right']:.2f}, a stranger's audio {loss['swapped']:.2f}, silence {loss['silence']:.2f}; exact {p(l['exact']['right'])}, a stranger's {p(l['exact']['swapped'])}", l["n"]),
         ("instructions", unseen["ci95"][1] < max(.9, seen["ci95"][0]), f"followed in wordings of training {p(seen)}, in others {p(unseen)}", f["seen"]["n"]),
         ("worst prompt", w["spread"]["ci95"][0] > .02, f"{w['task']}: errors {p(w['worst'])} with {w['worst']['wording']!r}, best {p(w['best'])}; the choice costs {p(w['spread'])}", w["n"]),
         ("text skill", bool(kept) and kept["ci95"][1] < 0, f"exact {p(t['exact'])}" + (f", before {p(t['before'])}, change {p(kept)}" if kept else ""), t["n"]),
         ("batches", b["equal"]["value"] < 1 or b["difference"] > .1, f"replies as one by one {p(b['equal'])}; logits differ by {b['difference']:g} at most", b["n"]),
-        ("prompts", a["equal"] < a["n"] or bool(a["sound"]), f"{a['equal']} as in training{other}", a["n"])]
+        ("prompts", a["equal"] < a["n"] or (a["sound"] or 0) > 1e-4, f"{a['equal']} as in training{other}, sound differs by {a['sound'] or 0:.2g} at most", a["n"]) if a else ("prompts", None, "not compared with a training batch", 0)]
     if g: lines.append(("alignment", g["after"]["ci95"][0] <= g["chance"], f"own transcript found {p(g['after'])}, chance {100 * g['chance']:.1f} %" + (f", before {p(g['before'])}" if "before" in g else ""), g["n"]))
-    return "\n".join(f"{'look' if bad else 'ok':5}{name:13} {text}, n = {n}" for name, bad, text, n in lines)
+    return "\n".join(f"{'' if bad is None else 'look' if bad else 'ok':5}{name:13} {text}, n = {n}" for name, bad, text, n in lines)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from .audio import SAMPLE_RATE, load_audio, log_mel_energy
 from .augment import change_speed, roughen
 from .corpus import DataError
-from .recordings import HELD_OUT_SPEAKER, is_test_string, load_fsdd
+from .recordings import TRAINING_SPEAKERS, is_test_string, load_fsdd
 from .voices import Voice, random_voice, speak
 from .world import DIGITS
 
@@ -95,8 +95,8 @@ def _spoken(root=None):
     "Waveforms of the speakers of FSDD whom we may train on: (speaker, digit) → list."
     spoken = {}
     for row in load_fsdd(root=root):
-        if row["voice"] != HELD_OUT_SPEAKER: spoken.setdefault((row["voice"], int(row["answer"])), []).append(load_audio(row["audio"], silence=True))
-    if not spoken: raise DataError(f"fsdd: no speaker but {HELD_OUT_SPEAKER} is here, and that one is kept for testing; run: speechllm data fetch fsdd")
+        if row["voice"] in TRAINING_SPEAKERS: spoken.setdefault((row["voice"], int(row["answer"])), []).append(load_audio(row["audio"], silence=True))
+    if not spoken: raise DataError(f"fsdd: none of {', '.join(TRAINING_SPEAKERS)} is here, and all others are kept for testing; run: speechllm data fetch fsdd")
     return spoken
 
 def real_digits(

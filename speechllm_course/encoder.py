@@ -37,7 +37,8 @@ def ctc_loss(
     "Connectionist temporal classification (Graves et al., 2006): -log of the summed probability of every alignment."
     real = labels != -100
     log_probs = logits.float().log_softmax(-1).transpose(0, 1)                              # (T, B, V)
-    loss = F.ctc_loss(log_probs, labels.masked_fill(~real, 0), lengths, real.sum(1), blank, reduction="sum", zero_infinity=True)
+    loss = F.ctc_loss(log_probs, labels.masked_fill(~real, 0), lengths, real.sum(1), blank, reduction="none", zero_infinity=True)     # (B,)
+    loss = (loss * real.any(1)).sum()                                                       # a clip without a transcript has nothing to teach, least of all silence
     return loss / torch.as_tensor(real.sum() if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
 
 # %% ../nbs/05b_encoder.ipynb #encoder-029
@@ -46,8 +47,8 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz' "
 def letter_ids(
     text:str, # a transcript
 ) -> list[int]: # one id a letter
-    "Spell a transcript; whatever is not a letter, apostrophe or space is left out."
-    return [LETTERS.index(c) for c in text if c in LETTERS]
+    "Spell a transcript, capitals as small letters; whatever is not a letter of `LETTERS` is left out."
+    return [LETTERS.index(c) for c in text.lower() if c in LETTERS]
 
 # %% ../nbs/05b_encoder.ipynb #encoder-094
 def letter_loss(
@@ -94,7 +95,7 @@ class Conformer(ConformerBody):
         logits, lengths = self.ctc_head(hidden[-1]), mask.sum(1)
         loss = None if labels is None else ctc_loss(logits, lengths, labels, self.blank, num_items_in_batch)
         items = (labels != -100).sum() if labels is not None and num_items_in_batch is None else num_items_in_batch
-        if letters is not None: loss = loss + .3 * letter_loss(self.letter_head(hidden[self.config.letter_layer]), lengths, letters, items)
+        if letters is not None: loss = (0. if loss is None else loss) + .3 * letter_loss(self.letter_head(hidden[self.config.letter_layer]), lengths, letters, items)
         return EncoderOutput(hidden, mask, logits, loss)
 
 # %% ../nbs/05b_encoder.ipynb #encoder-100
@@ -177,7 +178,7 @@ def ctc_collate(
     letters = [letter_ids(row["text"]) for row in store.rows]
     def padded_ids(ids): return torch.tensor([x + [-100] * (max(map(len, ids)) - len(x)) for x in ids])
     def collate(indices, generator):
-        features = [augment(store[i], generator, spare_short=spare_short) if augmented else normalise_log_mel(store[i]) for i in indices]
+        features = [augment(store[i], generator, spare_short=spare_short) if augmented else normalise_log_mel(with_edges(store[i])) for i in indices]
         padded = pad_features(features)
         return dict(input_features=padded["input_features"], input_features_mask=padded["attention_mask"], names=[store.rows[i]["id"] for i in indices],
                     labels=padded_ids([labels[i] for i in indices]), letters=padded_ids([letters[i] for i in indices]))

@@ -81,15 +81,17 @@ def encode_waveforms(
     "Hidden states of an encoder that reads waveforms; a batch gives what single clips give."
     lengths = mask.sum(1)
     frames = count_frames(frame_rule(model.config), lengths)
-    if model.config.feat_extract_norm == "group":   # group norm looks at the whole row, padding included
-        states = by_length(lambda x: model(x, output_hidden_states=True).hidden_states, waveforms, lengths, frames)
-    else: states = model(waveforms, attention_mask=mask.long(), output_hidden_states=True).hidden_states
+    def states_of(x, mask=None):                    # large models norm the last state, and keep that out of their list
+        out = model(x, attention_mask=mask, output_hidden_states=True)
+        return (*out.hidden_states[:-1], out.last_hidden_state)
+    if model.config.feat_extract_norm == "group": states = by_length(states_of, waveforms, lengths, frames)   # group norm looks at the whole row, padding included
+    else: states = states_of(waveforms, mask.long())
     return EncoderOutput(tuple(states), torch.arange(int(frames.max()), device=lengths.device) < frames[:, None])
 
 # %% ../nbs/05c_encoders.ipynb #encoders-040
 def encode_mels(
     model, # Whisper's encoder
-    mels:torch.Tensor, # (B, 80, T), all rows alike
+    mels:torch.Tensor, # (B, mels, T), all rows alike; 80 mels, 128 for large-v3
 ) -> EncoderOutput: # hidden states (B, T / 2, D)
     "Hidden states of Whisper. It expects 30 s; shorter mels run with the first positions only."
     if mels.shape[-1] == 2 * model.config.max_source_positions: states = model(mels, output_hidden_states=True).hidden_states
@@ -114,6 +116,7 @@ class SpeechEncoder(nn.Module):
         self.layers = config.encoder_layers if self.kind == "whisper" else config.num_hidden_layers
         self.model = model if model is not None else WhisperEncoder(config) if self.kind == "whisper" else AutoModel.from_config(config)
         if hasattr(self.model.config, "apply_spec_augment"): self.model.config.apply_spec_augment = False     # it draws from NumPy's generator, which no checkpoint of ours keeps, and fails on short clips
+        if hasattr(self.model.config, "layerdrop"): self.model.config.layerdrop = 0.                         # a layer that is skipped is missing from the hidden states: all behind it would move up
 
     @staticmethod
     def wrap(model): # a `SpeechEncoder`, or an encoder model of transformers
@@ -125,11 +128,12 @@ class SpeechEncoder(nn.Module):
     def from_pretrained(source, dtype=torch.float32): # a shipped encoder, a folder or a hub id
         "Load an encoder. Raises `FileNotFoundError` with the mend."
         if find_artifact(source).is_dir(): source = find_artifact(source)     # a hub id stays as it was written
-        try: return SpeechEncoder.wrap(AutoModel.from_pretrained(source, dtype=dtype, use_safetensors=True)).eval()
+        try: return SpeechEncoder.wrap(AutoModel.from_pretrained(source, dtype=dtype, use_safetensors=True, trust_remote_code=False)).eval()
         except (OSError, ValueError, SafetensorError) as e: raise not_there(source, "encoder", e) from None
 
     def forward(self, input_features, input_features_mask=None) -> EncoderOutput:
         "Log-mels (B, T, 80) for the conformer, (B, 80, T) for Whisper, waveforms (B, samples) for the others."
+        input_features = input_features.to(next(self.model.parameters()).dtype)                               # as the weights are: 32 or 16 bit
         if self.kind == "speechllm_conformer": return self.model(input_features, input_features_mask)
         if self.kind == "whisper": return encode_mels(self.model, input_features)
         if input_features_mask is None: input_features_mask = torch.ones_like(input_features, dtype=torch.bool)

@@ -7,7 +7,7 @@ __all__ = ['TASKS', 'normalise', 'wer', 'word_errors', 'exact', 'bootstrap', 'pa
            'inner_lm', 'predict', 'score', 'listening_test']
 
 # %% ../nbs/07a_evaluate.ipynb #evaluate-003
-import re
+import re, unicodedata
 
 import jiwer, numpy as np, torch
 from rapidfuzz import fuzz
@@ -21,7 +21,9 @@ def normalise(
     text:str, # a transcript or a reply
 ) -> str: # lower case, letters of any alphabet, digits, apostrophes and = only
     "Make two ways of writing the same words equal."
-    return " ".join(re.sub(r"[^\w'= ]|_", " ", text.lower()).split())
+    text = unicodedata.normalize("NFC", text.lower()).replace("’", "'")
+    kinds = ((c, unicodedata.category(c)) for c in text)                                  # letters, their marks (as in Hindi) and numbers stay; joiners, which cannot be seen, go
+    return " ".join("".join(c if k[0] in "LMN" or c in "'=" else "" if k == "Cf" else " " for c, k in kinds).split())
 
 # %% ../nbs/07a_evaluate.ipynb #evaluate-010
 def wer(
@@ -78,7 +80,7 @@ def examples(
     rows:list, # of a corpus
     task:str, # one of `TASKS`
 ) -> list[tuple]: # (index of the row, prompt, right reply)
-    "What to ask about which clips: a row's own prompt where it has one. Raises `ValueError` for unknown tasks and for corpora that have none of it."
+    "What to ask about which clips: a row's own prompt where it has one (but for asr and manner). Raises `ValueError` for unknown tasks and for corpora that have none of it."
     if task not in TASKS: raise ValueError(f"task: {task!r} is unknown; choose from {', '.join(TASKS)}")
     if task == "asr": chosen = [(i, PROMPTS["asr"][0], r["text"]) for i, r in enumerate(rows) if r["text"]]
     elif task == "manner":

@@ -33,10 +33,10 @@ def show_parts(
 
 # %% ../nbs/14c_ladder.ipynb #ladder-011
 SLOTS = r"\b(post_process|connector)\."
-ENCODER = r"\bencoder\.(?!.*(ctc_head|letter_head))"       # its CTC heads take no part in a speech LLM, and get no gradient
+ENCODER = r"\bencoder\.(?!.*(ctc_head|letter_head|embed_positions))"       # its CTC heads take no part in a speech LLM, and get no gradient; Whisper's positions are fixed
 RUNGS = dict(  # rung → (what moves, share of the rate that a part gets)
     connector=([SLOTS], {}), lora=([SLOTS, "lora_"], {}), encoder=([SLOTS, "lora_", ENCODER], {r"\bencoder\.": .1}),
-    full=([r"^(?!.*(ctc_head|letter_head))"], {r"\bencoder\.": .1}))
+    full=([r"^(?!.*\bencoder\..*(ctc_head|letter_head|embed_positions))"], {r"\bencoder\.": .1}))
 
 def thaw(
     model, # a `SpeechLLM`; gets adapters where the rung wants them and it has none

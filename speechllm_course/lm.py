@@ -8,7 +8,7 @@ __all__ = ['SPECIAL', 'CHAT_TEMPLATE', 'train_tokenizer', 'chat', 'pad_rows', 'e
            'warn_cut', 'reply']
 
 # %% ../nbs/04_lm.ipynb #lm-003
-import json, random, textwrap, warnings
+import json, random, re, textwrap, warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -125,7 +125,7 @@ def check_head(
     lm, # a causal LM of transformers
 ):
     "Losses here multiply hidden states with the head's matrix and do nothing else. Raises `ValueError` for a language model that scales or caps what comes out."
-    bent = next((k for k in ("logits_scaling", "logit_scale", "final_logit_softcapping") if getattr(lm.config, k, None) not in (None, 1, 1.)), None)
+    bent = next((k for k in ("logits_scaling", "logit_scale", "final_logit_softcapping", "lm_head_multiplier", "output_multiplier", "embedding_multiplier") if getattr(lm.config, k, None) not in (None, 1, 1.)), None)
     if bent: raise ValueError(f"{lm.config.model_type}: its head scales or caps what it says ({bent} in config.json), which the losses here leave out; choose another language model")
 
 class LabelLoss(torch.nn.Module):
@@ -143,8 +143,9 @@ def not_there(
 ) -> FileNotFoundError: # to raise
     "One line in the place of a library's page: what, why, and the mend."
     path, said = Path(source), str(error)
-    if said.startswith("Unrecognized configuration class"): said = f"it holds a {json.loads((path / 'config.json').read_text())['model_type']}"
-    if path.is_dir(): why = textwrap.shorten(said, 120, placeholder="…") if (path / "config.json").exists() else "no config.json in this folder"
+    known = re.match(r"Unrecognized configuration class <class '[\w.]*?(\w+)Config'>", said)
+    if known: why = f"it holds a {json.loads((path / 'config.json').read_text())['model_type'] if (path / 'config.json').exists() else known[1].lower()}"
+    elif path.is_dir(): why = textwrap.shorten(said, 120, placeholder="…") if (path / "config.json").exists() else "no config.json in this folder"
     else: why = "no such folder" if len(path.parts) > 2 or str(source)[:1] in "./~" else "no such folder, and nothing of that name from the hub"
     return FileNotFoundError(f"{source}: no {kind} there ({why}); give a folder that save_pretrained wrote, or a hub id")
 
@@ -156,7 +157,7 @@ def load_lm(
     "Any causal LM of transformers: float32 on CPU, bfloat16 on a GPU. Raises `FileNotFoundError` with the mend."
     folder, dtype = find_artifact(source), torch.float32 if device == "cpu" else torch.bfloat16
     if folder.is_dir(): source = folder                            # a hub id stays as it was written
-    try: lm, tokenizer = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True).to(device).eval(), AutoTokenizer.from_pretrained(source)
+    try: lm, tokenizer = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, trust_remote_code=False).to(device).eval(), AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, SafetensorError) as e: raise not_there(source, "language model", e) from None
     if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token     # many have none, and batches need one
     return lm, tokenizer

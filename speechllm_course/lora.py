@@ -14,8 +14,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 
 # %% ../nbs/14b_lora.ipynb #lora-027
-ATTENTION = r".*language_model.*\.(q|k|v|o)_proj"                            # queries, keys, values, outputs
-EVERY_LAYER = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"             # and the feed-forward layers
+ATTENTION = r".*language_model.*\.(q|k|v|o|qkv)_proj"                        # queries, keys, values (in one matrix, where a model has it so), outputs
+EVERY_LAYER = r".*language_model.*\.(q|k|v|o|qkv|gate|up|gate_up|down)_proj"             # and the feed-forward layers
 
 # %% ../nbs/14b_lora.ipynb #lora-030
 def lora_layers(

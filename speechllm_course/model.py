@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['place_spans', 'run_compact', 'SpeechLLMConfig', 'build_slot', 'SpeechLLMPreTrainedModel', 'SpeechLLMParts',
-           'row_counts', 'clip_prompts', 'by_row', 'SpeechLLMInputs', 'SpeechLLMModel', 'SpeechLLMForCausalLM',
-           'copy_parts', 'listen', 'SpeechLLM']
+           'row_counts', 'clip_prompts', 'by_row', 'SpeechLLMInputs', 'SpeechLLMModel', 'evaluating',
+           'SpeechLLMForCausalLM', 'copy_parts', 'listen', 'clips_and_prompts', 'SpeechLLM']
 
 # %% ../nbs/06b_model.ipynb #model-003
 import difflib, inspect
+from contextlib import contextmanager
 
 import torch
 import torch.nn as nn
@@ -112,12 +113,17 @@ class SpeechLLMParts(SpeechLLMPreTrainedModel):
     def get_input_embeddings(self): return self.language_model.get_input_embeddings()
     def set_input_embeddings(self, value): self.language_model.set_input_embeddings(value)
 
+    @property
+    def table(self): # (vocabulary, D): tokens as the language model gets them, scaled where it scales them, as Gemma does
+        layer = self.get_input_embeddings()
+        return layer.weight * getattr(layer, "embed_scale", 1.)
+
     def audio_span(self, input_features, input_features_mask=None, hidden_states=None, transcript_ids=None, prompt=None):
         "The span of every clip, and how many placeholders each clip owns (clips,)."
         if hidden_states is None: out = self.encoder(input_features, input_features_mask); hidden_states, mask = out.hidden_states, out.mask
         else: mask = input_features_mask.bool()          # a cache gave the encoder's output: the mask is one of encoder frames
         features, mask = self.post_process(hidden_states, mask, prompt=prompt)
-        span = self.connector(features, mask, transcript_ids=transcript_ids, prompt=prompt, embedding=self.get_input_embeddings().weight)
+        span = self.connector(features, mask, transcript_ids=transcript_ids, prompt=prompt, embedding=self.table)
         options = {k: v for k, v in self.config.connector.items() if k != "name"}
         return span, self.connector.span_length(mask.sum(1), **options)
 
@@ -207,6 +213,17 @@ class SpeechLLMModel(SpeechLLMInputs):
         return result
 
 # %% ../nbs/06b_model.ipynb #model-014
+@contextmanager
+def evaluating(
+    model:nn.Module, # in any mode, part by part
+): # for a `with` block
+    "Everything in evaluation mode for a while, then each part as it was: a frozen part may sit still while others train."
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try: yield
+    finally:
+        for part, training in modes: part.training = training
+
 class SpeechLLMForCausalLM(SpeechLLMPreTrainedModel, GenerationMixin):
     "The backbone and the language model's head: loss, logits, generation."
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -229,14 +246,14 @@ class SpeechLLMForCausalLM(SpeechLLMPreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def generate(self, input_ids, attention_mask=None, input_features=None, input_features_mask=None, hidden_states=None, clip_counts=None, **kwargs):
-        "Generate from prompts with audio. Returns (B, L + new): `input_ids` with the new tokens behind, or transformers' output with them in it. Raises `ValueError` for a prompt that is longer than the language model can read."
-        embeds, mask, span = self.model.embed(input_ids, attention_mask, input_features, input_features_mask, hidden_states, clip_counts=clip_counts)
+        "Generate from prompts with audio, without dropout and with the cache that checkpointing would drop, whatever mode the model is in. Returns (B, L + new): `input_ids` with the new tokens behind, or transformers' output with them in it. Raises `ValueError` for a prompt that is longer than the language model can read."
+        with evaluating(self): embeds, mask, span = self.model.embed(input_ids, attention_mask, input_features, input_features_mask, hidden_states, clip_counts=clip_counts)
         embeds, mask, _, _ = compact(embeds, mask, left=True)
         limit = getattr(self.config.text_config, "max_position_embeddings", None) or 10**9
         if embeds.shape[1] >= limit: raise ValueError(f"{embeds.shape[1]} positions of text and audio, and the language model reads at most {limit}; cut the recording into shorter ones")
         if kwargs.get("max_new_tokens"): kwargs["max_new_tokens"] = min(kwargs["max_new_tokens"], limit - embeds.shape[1])     # the reply has to fit, too
         if span is not None and span.memory is not None: kwargs.update(memory=span.memory, memory_mask=span.memory_mask)
-        new = super().generate(inputs_embeds=embeds, attention_mask=mask.long(), **kwargs)
+        with evaluating(self): new = super().generate(inputs_embeds=embeds, attention_mask=mask.long(), **kwargs)
         def behind(new): return torch.cat([input_ids.repeat_interleave(len(new) // len(input_ids), 0), new], 1)      # several replies to one prompt stand together
         if torch.is_tensor(new): return behind(new)
         new.sequences = behind(new.sequences)                    # return_dict_in_generate: scores and the like besides
@@ -254,7 +271,7 @@ def copy_parts(
     model.lm_head.load_state_dict(lm.get_output_embeddings().state_dict())
     model.tie_weights()
     connector, speech = model.model.connector, SpeechEncoder.wrap(encoder).model
-    if hasattr(getattr(connector, "norm", None), "match"): connector.norm.match(model.get_input_embeddings().weight)
+    if hasattr(getattr(connector, "norm", None), "match"): connector.norm.match(model.model.table)
     if hasattr(connector, "take_head"): connector.take_head(getattr(speech, "ctc_head", None))
 
 # %% ../nbs/06b_model.ipynb #model-053
@@ -273,6 +290,19 @@ def listen(
     return [t.strip() for t in tokenizer.batch_decode(new, skip_special_tokens=True)], count_cut(new, tokenizer.eos_token_id)
 
 # %% ../nbs/06b_model.ipynb #model-054
+def clips_and_prompts(
+    audio, # one waveform (samples,) at 16 kHz, tensor or array, or a list of them
+    prompt, # one for all, or one each
+) -> tuple: # (list of float32 tensors, list of prompts, was it one waveform?)
+    "What `answer` was asked, as lists. Raises `ValueError` where prompts and clips do not fit, or a clip is no waveform."
+    alone = getattr(audio, "ndim", None) == 1
+    clips = [torch.as_tensor(clip, dtype=torch.float32) for clip in ([audio] if alone else audio)]
+    for clip in clips:
+        if clip.ndim != 1 or getattr(audio, "ndim", 1) != 1: raise ValueError(f"audio: a waveform has one axis, (samples,), this one {tuple(getattr(audio, 'shape', clip.shape))}; average the channels, and give several clips as a list")
+    prompts = [prompt] * len(clips) if isinstance(prompt, str) else list(prompt)
+    if len(prompts) != len(clips): raise ValueError(f"prompt: {len(prompts)} for {len(clips)} clips; give one for all, or one each")
+    return clips, prompts, alone
+
 class SpeechLLM(SpeechLLMForCausalLM):
     "A speech LLM, made from two parts, that answers."
     @classmethod
@@ -284,7 +314,8 @@ class SpeechLLM(SpeechLLMForCausalLM):
         post_process:dict|None=None, # {"name": …, options}
         connector:dict|None=None): # {"name": …, options}
         "Join a trained encoder and a trained language model with fresh slots between them. Raises `ValueError` where a CTC head would be taken over that speaks another vocabulary."
-        model = cls(SpeechLLMConfig(audio_config=encoder.config.to_dict(), text_config=lm.config.to_dict(), audio_token_id=audio_token_id,
+        parts = [c.to_dict() | dict(dtype="float32") for c in (encoder.config, lm.config)]                # one precision for all; cast the whole afterwards
+        model = cls(SpeechLLMConfig(audio_config=parts[0], text_config=parts[1], audio_token_id=audio_token_id,
                                     post_process=post_process, connector=connector, prompt_end=getattr(processor, "prompt_end", None)))
         copy_parts(model, encoder, lm)
         spoken, connector = getattr(encoder.config, "vocabulary", ""), model.model.connector
@@ -294,14 +325,14 @@ class SpeechLLM(SpeechLLMForCausalLM):
         return model.eval()
 
     def answer(self,
-        audio, # one waveform (samples,) at 16 kHz, or a list of them
+        audio, # one waveform (samples,) at 16 kHz, tensor or array, or a list of them
         prompt="answer", # what to do with it; one for all, or one each
         max_new_tokens:int=64): # longest reply; longer ones are cut, with a `CutReply` warning
-        "Listen and reply: text for one waveform, a list for a list."
-        clips = [audio] if torch.is_tensor(audio) else list(audio)
-        texts, cut = listen(self, clips, [prompt] * len(clips) if isinstance(prompt, str) else prompt, max_new_tokens)
+        "Listen and reply: text for one waveform, a list for a list. Raises `ValueError` as `clips_and_prompts` does."
+        clips, prompts, alone = clips_and_prompts(audio, prompt)
+        texts, cut = listen(self, clips, prompts, max_new_tokens)
         warn_cut(cut, len(clips), max_new_tokens)
-        return texts[0] if torch.is_tensor(audio) else texts
+        return texts[0] if alone else texts
 
 # %% ../nbs/06b_model.ipynb #model-055
 AutoConfig.register(SpeechLLMConfig.model_type, SpeechLLMConfig, exist_ok=True)

@@ -43,7 +43,8 @@ def check_config(
 ): # an instance of `kind`
     "Fill a dataclass from plain values. Raises `ConfigError` for unknown keys (with the nearest name) and wrong types."
     known, types = {f.name: f for f in fields(kind)}, get_type_hints(kind)
-    for key, value in values.items():
+    values = dict(values)
+    for key, value in list(values.items()):
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 1)
             raise ConfigError(f"{key}: unknown key{f'; did you mean {near[0]}?' if near else '; known: ' + ', '.join(known)}")

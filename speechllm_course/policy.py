@@ -85,7 +85,7 @@ def policy_loss(
     longest:int=1, # likewise
     correct_kl:bool=False, # times the ratio: the gradient of the price is then that of the KL itself (arXiv 2512.02556)
 ) -> torch.Tensor: # scalar
-    "REINFORCE, RLOO, PPO-clip and GRPO: they differ in their advantages, and in how often the same replies are used."
+    "REINFORCE, RLOO, PPO-clip and GRPO: they differ in their advantages, and in how often the same replies are used (as published, the first two go with loss_type dr_grpo)."
     per_token = clipped_loss(logprobs, old, advantage, low, high)
     if kl: per_token = per_token + kl * kl_estimate(logprobs, reference) * ((logprobs - old).exp() if correct_kl else 1.)
     return average(per_token, mask, loss_type, longest)

@@ -12,6 +12,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from .align import prompt_vectors
+
 # %% ../nbs/07b_probe.ipynb #probe-008
 def pool_time(
     features:torch.Tensor, # (B, T, D)
@@ -90,9 +92,8 @@ def slot_outputs(
     prompt:str="transcribe", # for slots that want to know the question
 ) -> dict: # place → (B, 2 D): "post-process" and "connector"
     "What a clip looks like behind each slot, pooled over time. For cross-attention: the memory that the text looks at."
-    parts, ids = model.model, model.processor.tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"].to(mask.device)
-    table = parts.get_input_embeddings().weight
-    asked = table[ids].expand(len(mask), -1, -1), torch.ones(len(mask), ids.shape[1], dtype=torch.bool, device=mask.device)
+    parts, asked = model.model, prompt_vectors(model, prompt, len(mask))
+    table = parts.table
     features, mask = parts.post_process(hidden_states, mask, prompt=asked)
     span = parts.connector(features, mask, prompt=asked, embedding=table)
     behind = (span.embeds, span.mask) if span.memory is None else (span.memory, span.memory_mask)

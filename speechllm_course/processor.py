@@ -57,7 +57,7 @@ class ClipProcessor(ProcessorMixin):
         "input_features, input_features_mask and the number of placeholders of each clip."
         padding = "max_length" if self.frames["kind"] == "fixed" else True      # Whisper hears 30 s, whatever the clip
         warn_long(clips, self.feature_extractor)
-        out = self.feature_extractor([c.numpy() for c in clips], sampling_rate=16_000, padding=padding, return_attention_mask=True, return_tensors="pt")
+        out = self.feature_extractor([c.cpu().numpy() for c in clips], sampling_rate=16_000, padding=padding, return_attention_mask=True, return_tensors="pt")
         features = out["input_features"] if "input_features" in out else out["input_values"]
         mask = out["attention_mask"].bool()
         lengths = count_frames(self.frames, mask.sum(1))
@@ -126,7 +126,11 @@ def add_placeholder(
     "Teach a language model's tokenizer the audio placeholder, and make the embedding table long enough."
     if token not in tokenizer.get_vocab():
         tokenizer.add_tokens([AddedToken(token, special=True, lstrip=True)], special_tokens=True)   # lstrip: no lone space before it
-        lm.resize_token_embeddings(len(tokenizer))
+        rows = lm.get_input_embeddings().weight.shape[0]
+        if len(tokenizer) > rows:                                                                   # many tables have rows to spare
+            lm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+            with torch.no_grad():
+                for table in (lm.get_input_embeddings().weight, lm.get_output_embeddings().weight): table[rows:] = table[:rows].mean(0)      # no chance: the same parts make the same model
     if tokenizer.pad_token_id is None: tokenizer.pad_token = tokenizer.eos_token
 
 def new_model(
@@ -230,10 +234,11 @@ def save_difference(
     lm:str, # likewise its language model
 ):
     "Save only what differs from the shared encoder and language model (16-bit), and which ones they were."
+    if any("lora_" in name for name in model.state_dict()): raise ValueError("the model has adapters: bake them into the weights first (lora.bake), or save them alone (sharing.save_adapter)")
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     base, tied = new_model(encoder, lm, model.config.post_process, model.config.connector).state_dict(), model.config.tie_word_embeddings
     changed = {k: v.half().cpu().contiguous() for k, v in model.state_dict().items()
-               if not (tied and k == "lm_head.weight") and ("connector" in k or "post_process" in k or not torch.equal(v.cpu(), base[k]))}
+               if not (tied and k == "lm_head.weight") and ("connector" in k or "post_process" in k or not torch.equal(v.cpu().to(base[k].dtype), base[k]))}
     encoder, lm = (str(Path(name).resolve()) if find_artifact(name).is_dir() and not find_artifact(name).is_relative_to(data_dir()) else str(name) for name in (encoder, lm))      # found again from another folder
     about = dict(encoder=encoder, lm=lm, post_process=model.config.post_process, connector=model.config.connector, base=identity_of_parts(encoder, lm))
     part = folder / f".difference.{os.getpid()}"; save_file(changed, part); os.replace(part, folder / "difference.safetensors")
@@ -251,6 +256,8 @@ def load_difference(
     model = new_model(about["encoder"], about["lm"], about["post_process"], about["connector"])
     unknown = sorted(changed.keys() - model.state_dict().keys())
     if unknown: raise ValueError(f"{folder}: holds {unknown[0]}, which this model has not; build it again")
+    missing = sorted({name for name, _ in model.named_parameters() if "post_process" in name or "connector" in name} - changed.keys())
+    if missing: raise ValueError(f"{folder}: {missing[0]} is missing; build it again")
     model.load_state_dict({k: v.float() for k, v in changed.items()}, strict=False)
     model.tie_weights()
     return model
@@ -270,7 +277,10 @@ def load_model(
 ) -> SpeechLLM: # ready to `answer`, with its processor
     "Load a speech LLM. Raises `FileNotFoundError` or `ValueError`, in one line, for what is missing, foreign or broken."
     folder = find_artifact(source)
-    if (folder / "slots.json").exists(): return load_difference(folder).to(device, dtype).eval()
+    if (folder / "slots.json").exists():
+        model = load_difference(folder).to(device)
+        for p in model.parameters(): p.data = p.data.to(dtype)     # weights only: rotations keep their 32 bits, as in transformers
+        return model.eval()
     if not (folder / "config.json").exists(): raise FileNotFoundError(_no_model(source, folder))
     try: kind = json.loads((folder / "config.json").read_text()).get("model_type", "model of no type")
     except (OSError, ValueError): raise ValueError(f"{folder}: config.json cannot be read; save the model again") from None

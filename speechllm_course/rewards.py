@@ -29,9 +29,10 @@ def exact_match(
     reply:str, # what the model said
     right:str, # what it should have said
 ) -> float: # 1 or 0
-    "Everything right: fields as a set where the right reply has fields, else the words."
-    slots = text_to_slots(normalise(right))
-    return float(text_to_slots(normalise(reply)) == slots if slots else normalise(reply) == normalise(right))
+    "Everything right: fields in any order where the right reply has fields, and nothing besides them; else the words."
+    reply, right = normalise(reply), normalise(right)
+    slots = text_to_slots(right)
+    return float(text_to_slots(reply) == slots and len(reply.split()) == len(right.split()) if slots else reply == right)
 
 def slot_f1(
     reply:str, # what the model said

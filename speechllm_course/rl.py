@@ -47,11 +47,11 @@ class RLConfig:
     clip_low: float = 0.2         # ppo, grpo: ratios count down to 1 - clip_low
     clip_high: float = 0.2        # and up to 1 + clip_high
     updates: int = 1              # ppo, grpo: steps with the same replies
-    loss_type: str = "grpo"       # how tokens are averaged: grpo, dapo or dr_grpo
+    loss_type: str = "grpo"       # how tokens are averaged: grpo, dapo or dr_grpo (the one that reinforce and rloo have in their papers)
     zero_variance: str = "keep"   # groups without any difference: keep them in the mean, or drop them from it
     supervised: float = 0.0       # weight of the cross-entropy of right replies besides
     entropy_floor: float = 0.0    # end the run below this entropy a token
-    kl_ceiling: float = 1.0       # end the run above this KL a token from the start; seen only with kl above 0, which keeps the start at hand
+    kl_ceiling: float = 1.0       # end the run above this KL a token from the start; seen only with kl above 0, or by dpo, which keep the start at hand (for dpo it is taken over the best and worst replies, so it is no estimate of the KL, only a warning)
 
 def check_rl(config:RLConfig):
     "Raises `ConfigError` for what cannot work: unknown names, groups too small to compare, a clip that could never act."

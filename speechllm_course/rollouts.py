@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from .fusion import compact
+from .model import evaluating
 
 # %% ../nbs/15b_rollouts.ipynb #rollouts-010
 @dataclass
@@ -40,6 +41,8 @@ def prefill(
     batch:dict, # a training batch, or one for generation; labelled positions are the right reply, and left out
 ) -> Prefill: # of B prompts
     "Hear the clips and read the prompts, once."
+    if any(part.training and getattr(part, "gradient_checkpointing", False) for part in model.model.language_model.modules()):
+        raise ValueError("gradient checkpointing: it drops the cache of the prompt in training, and replies would continue from nothing; call gradient_checkpointing_disable")
     mask = batch["attention_mask"].bool()
     if "labels" in batch: mask = mask & (batch["labels"] == -100)
     embeds, mask, span = model.model.embed(batch["input_ids"], mask, **{k: batch[k] for k in PROMPT if batch.get(k) is not None})
@@ -83,10 +86,10 @@ def sample_group(
     max_new_tokens:int=48, # longest reply
     temperature:float=1., # 0: greedy
 ) -> Rollouts: # B * group of them
-    "Sample replies; encoder, connector and prompt are paid for once a prompt. torch's own seed decides. Raises `ValueError` for a group below 1."
+    "Sample replies, without dropout; encoder, connector and prompt are paid for once a prompt. torch's own seed decides. Raises `ValueError` for a group below 1."
     if group < 1: raise ValueError(f"group: {group} replies to a prompt; at least 1")
     tokenizer = model.processor.tokenizer
-    start = prefill(model, batch).repeat(group)
+    with evaluating(model): start = prefill(model, batch).repeat(group)
     hidden, ids, logprobs, done = start.hidden, [], [], torch.zeros(len(start.hidden), dtype=torch.bool, device=start.hidden.device)
     for step in range(max_new_tokens):
         logs = (model.lm_head(hidden).float() / (temperature or 1.)).log_softmax(-1)                   # (R, vocabulary)
@@ -95,7 +98,7 @@ def sample_group(
         ids.append(drawn); logprobs.append(logs.gather(1, drawn).masked_fill(done[:, None], 0.))
         done = done | (drawn[:, 0] == tokenizer.eos_token_id)
         if done.all() or step + 1 == max_new_tokens: break
-        hidden = continue_with(model, start, drawn)[:, -1]
+        with evaluating(model): hidden = continue_with(model, start, drawn)[:, -1]
     ids = torch.cat(ids, 1)
     ended = ids == tokenizer.eos_token_id
     return Rollouts(ids, (ended.cumsum(1) - ended.long()) == 0, torch.cat(logprobs, 1), ended.any(1), group)

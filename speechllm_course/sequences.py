@@ -132,7 +132,7 @@ def manner(row, rng): # a row with `pace`, `pitch`, `accent` → (prompt, conten
 TASKS = dict(   # name → (can this row do it?, (row, rng) → (prompt, content, reply))
     hear=(lambda r: True, lambda r, rng: hear(r["units"], r["text"], rng.choice(PROMPTS["asr"]))),
     say=(lambda r: True, lambda r, rng: say(r["text"], r.get("said") or r["units"], rng.choice(SAY))),
-    answer_text=(lambda r: r["task"] != "story", lambda r, rng: answer_text(r["units"], r["answer"], rng.choice(PROMPTS["digit" if r["task"] == "digit" else "answer"]))),
+    answer_text=(lambda r: r["task"] not in ("story", "asr"), lambda r, rng: answer_text(r["units"], r["answer"], rng.choice(PROMPTS["digit" if r["task"] == "digit" else "answer"]))),
     chain=(lambda r: bool(r.get("answer_units")), lambda r, rng: chain(r["units"], r["text"], r["answer"], r["answer_units"], rng.choice(ALOUD))),
     resume=(lambda r: len(r["units"]) > 1, lambda r, rng: resume(r["units"], rng.randint(1, len(r["units"]) - 1), rng.choice(CONTINUE))),
     interleave=(lambda r: len(r.get("words") or ()) > 1, mixed),

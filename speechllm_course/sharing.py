@@ -125,9 +125,11 @@ def load_adapter(
 def load_with_adapter(
     folder, # a shipped adapter by name, or a folder that `save_adapter` wrote
     device:str="cpu", # where to put it
+    dtype:torch.dtype=torch.float32, # of the weights, once all is together: the base is known by its stored ones
 ): # the base with its adapter, ready to answer
     "Load the base that an adapter names, and the adapter. Raises as `load_model` and `load_adapter` do."
     about = _read(folder)[1]
-    model = load_model(about["base"])
+    model = load_model(about["base"]).to(device)
     load_adapter(model, folder)
-    return model.to(device).eval()
+    for p in model.parameters(): p.data = p.data.to(dtype)
+    return model.eval()

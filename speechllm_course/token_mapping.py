@@ -147,16 +147,17 @@ def token_counts(
     transcript_ids:torch.Tensor|None=None, # (B, U), -100 where padded
 ) -> torch.Tensor: # (B,) tokens to fire: at least one, at most one a frame
     "The transcript's tokens where there is one, else the rounded sum."
-    counts = total.round().long() if transcript_ids is None else (transcript_ids != -100).sum(1)
+    counts = total.round().long()
+    if transcript_ids is not None: said = (transcript_ids != -100).sum(1); counts = torch.where(said > 0, said, counts)
     return torch.minimum(counts.clamp(min=1), mask.sum(1))
 
 def quantity_loss(
     total:torch.Tensor, # (B,) sum of each clip's amounts
     transcript_ids:torch.Tensor, # (B, U), -100 where padded
 ) -> torch.Tensor: # scalar, per token
-    "How far the sums are from the transcripts' lengths."
+    "How far the sums are from the transcripts' lengths; a clip without a transcript says nothing about its own."
     counts = (transcript_ids != -100).sum(1)
-    return (total - counts).abs().sum() / counts.sum().clamp(min=1)
+    return ((total - counts).abs() * (counts > 0)).sum() / counts.sum().clamp(min=1)
 
 # %% ../nbs/10_token_mapping.ipynb #token-mapping-057
 class CIF(Connector):

@@ -7,7 +7,7 @@ __all__ = ['changing', 'save_checkpoint', 'load_checkpoint', 'run_settings', 'ma
            'add_gradients', 'train_step', 'check_run', 'tracking', 'train']
 
 # %% ../nbs/03b_train.ipynb #train-003
-import atexit, importlib, json, math, os, shutil, time
+import atexit, importlib, json, math, os, shutil, time, warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -40,13 +40,15 @@ def save_checkpoint(
     "Write a checkpoint so that a crash at any moment leaves the old one or the new one: a new folder first, then a pointer to it."
     for leftover in [*folder.glob(".checkpoint-*"), *folder.glob(".latest.*")]:       # of a run that was killed while it wrote
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    new = folder / f"checkpoint-{step:07d}"
+    current = (folder / "latest").read_text() if (folder / "latest").exists() else ""
+    for other in folder.glob("checkpoint-*"):
+        if other.name != current: shutil.rmtree(other, ignore_errors=True)
+    new = folder / (f"checkpoint-{step:07d}" + "-again" * (current == f"checkpoint-{step:07d}"))   # what the pointer names is never touched
     part = folder / f".{new.name}.{os.getpid()}"; part.mkdir(parents=True)
     save_file({n: w.detach().cpu().contiguous() for n, w in changing(model).items()}, part / "model.safetensors")
     state = optimizer.state_dict()["state"]
     save_file({f"{i}.{k}": v.detach().cpu().contiguous() for i, s in state.items() for k, v in s.items()}, part / "optimizer.safetensors")
     (part / "state.json").write_text(json.dumps(dict(step=step, history=history, settings=settings, losses=list(losses))))
-    shutil.rmtree(new, ignore_errors=True)
     os.replace(part, new)
     pointer = folder / f".latest.{os.getpid()}"; pointer.write_text(new.name)
     os.replace(pointer, folder / "latest")
@@ -175,7 +177,9 @@ def train_step(
 
 # %% ../nbs/03b_train.ipynb #train-061
 def check_run(config:TrainConfig):
-    "Raises `ConfigError` for what can be known before the first step: counts below 1, a tracker that is not there."
+    "Raises `ConfigError` for what can be known before the first step: counts below 1, a device or a tracker that is not there."
+    if config.device not in ("auto", "cpu", "cuda"): raise ConfigError(f"device: {config.device!r} is unknown; use auto, cpu or cuda (which GPU: CUDA_VISIBLE_DEVICES)")
+    if config.device == "cuda" and not torch.cuda.is_available(): raise ConfigError("device: cuda, and PyTorch sees no GPU here; use auto or cpu, or see: speechllm doctor")
     for name in ("steps", "accumulation", "log_every", "save_every"):
         if getattr(config, name) < 1: raise ConfigError(f"{name}: {getattr(config, name)} must be at least 1")
     if config.clip <= 0: raise ConfigError(f"clip: {config.clip} cuts every gradient to nothing; for no limit give a large number, such as 1e9")
@@ -204,7 +208,9 @@ def tracking(
 def _begin(model, optimizer, settings, out, resume, accelerator):
     "(step, history, losses since its last row) to start from. A new run hides an old checkpoint, so that a later resume does not find it."
     if not out: return 0, [], []
-    if not resume and accelerator.is_main_process: (out / "latest").unlink(missing_ok=True)
+    if not resume and accelerator.is_main_process and (out / "latest").exists():
+        warnings.warn(f"{out}: a former run's {(out / 'latest').read_text()} gives way to this one; with resume it would have gone on")
+        (out / "latest").unlink()
     accelerator.wait_for_everyone()
     return *load_checkpoint(out, model, optimizer, settings), _open_losses(out) if accelerator.num_processes == 1 else []
 

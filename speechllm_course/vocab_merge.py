@@ -19,6 +19,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from .cache import fingerprint
 from .corpus import find_artifact
 from .lm import chat, load_lm, pad_rows, warn_cut
+from .model import clips_and_prompts
 
 # %% ../nbs/11c_vocab_merge.ipynb #vocab-merge-010
 UNIT, SPEECH, SPEECH_END, TEXT = "<|u{}|>", "<|speech|>", "<|/speech|>", "<|text|>"
@@ -175,7 +176,8 @@ def unit_replies(
     stops:list, # token ids that end a reply
 ) -> list[list]: # the token ids of one reply each
     "Greedy replies to a batch of clips. Raises `ValueError` for a clip that is longer than the language model can read."
-    prompts, pad = [prompts] * len(clips) if isinstance(prompts, str) else prompts, model.tokenizer.pad_token_id
+    clips, prompts, _ = clips_and_prompts(clips, prompts)
+    pad = model.tokenizer.pad_token_id
     rows = [chat(model.tokenizer, p, to_text(ids)) for p, (ids, _) in zip(prompts, model.units.encode(clips))]
     batch = pad_rows(rows, pad, left=True)
     limit = getattr(model.lm.config, "max_position_embeddings", None) or 10**9
@@ -192,26 +194,26 @@ def unit_replies(
 class UnitSpeechLLM(UnitLM):
     "Hears and speaks in units. `answer` is that of `SpeechLLM`, so that whatever evaluates one evaluates the other."
     def answer(self,
-        audio, # one waveform (samples,) at 16 kHz, or a list of them
+        audio, # one waveform (samples,) at 16 kHz, tensor or array, or a list of them
         prompt="transcribe", # what to do with it; one for all, or one each
         max_new_tokens:int=64): # longest reply; longer ones are cut, with a `CutReply` warning
         "Listen and reply in text: a string for one waveform, a list for a list. Stops where speech would begin."
-        clips = [audio] if torch.is_tensor(audio) else list(audio)
-        ids = unit_replies(self, clips, prompt, max_new_tokens, [self.tokenizer.eos_token_id, self.layout["start"]])
+        clips, prompts, alone = clips_and_prompts(audio, prompt)
+        ids = unit_replies(self, clips, prompts, max_new_tokens, [self.tokenizer.eos_token_id, self.layout["start"]])
         texts = [read_reply(self.tokenizer, self.layout, i)["text"] for i in ids]
-        return texts[0] if torch.is_tensor(audio) else texts
+        return texts[0] if alone else texts
 
     def speech(self,
-        audio, # one waveform (samples,) at 16 kHz, or a list of them
+        audio, # one waveform (samples,) at 16 kHz, tensor or array, or a list of them
         prompt="answer aloud", # what to do with it; one for all, or one each
         voice=None, # for the vocoder: whose voice
         max_new_tokens:int=400): # longest reply, text and units together
         "Listen and speak: (text, waveform) for one waveform, a list for a list. A reply without units gives an empty waveform."
         if self.vocoder is None: raise ValueError("vocoder: there is none, so nothing can be heard; set model.vocoder")
-        clips = [audio] if torch.is_tensor(audio) else list(audio)
-        parts = [read_reply(self.tokenizer, self.layout, i) for i in unit_replies(self, clips, prompt, max_new_tokens, [self.tokenizer.eos_token_id])]
+        clips, prompts, alone = clips_and_prompts(audio, prompt)
+        parts = [read_reply(self.tokenizer, self.layout, i) for i in unit_replies(self, clips, prompts, max_new_tokens, [self.tokenizer.eos_token_id])]
         spoken = [(p["text"], self.vocoder.speak(p["units"], voice=voice) if p["units"] else torch.zeros(0)) for p in parts]
-        return spoken[0] if torch.is_tensor(audio) else spoken
+        return spoken[0] if alone else spoken
 
 # %% ../nbs/11c_vocab_merge.ipynb #vocab-merge-063
 def are_shipped(

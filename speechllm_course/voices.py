@@ -28,7 +28,7 @@ TRAIN_VOICES = ("Alex Andrea Annie Denis Diogo Henrique Hugo Jacky Lee Marco Mar
     "edward edward2 f1 f2 f3 grandma grandpa gustave ian john kaukovalta klatt klatt2 klatt3 klatt4 klatt5 klatt6 m1 m2 m3 m4 m5 m7 marcelo "
     "michel miguel norbert pedro rob robert robosoft robosoft2 robosoft3 robosoft5 sandro travis RicishayMax RicishayMax2 RicishayMax3 Storm Tweaky").split()
 VALID_VOICES = "Gene Gene2 f4 pablo m6".split()
-TEST_VOICES = "Alicia Andy Michael anika benjamin f5 iven iven2 iven3 iven4 linda m8 max paul quincy shelby steph steph2 steph3 victor zac".split()
+TEST_VOICES = "Alicia Andy Michael anika benjamin AnxiousAndy iven iven2 iven3 iven4 linda mike2 UniRobot paul quincy shelby steph steph2 steph3 victor zac".split()
 VOICES = dict(train=TRAIN_VOICES, valid=VALID_VOICES, test=TEST_VOICES)
 
 class SynthesiserMissing(ImportError):
@@ -159,5 +159,5 @@ def median_pitch(
 def pitch_class(
     hertz:float, # a median pitch
 ) -> str: # "low", "middle" or "high"
-    "How high a listener who does not know the speaker would call the voice."
+    "How high a listener who does not know the speaker would call the voice. Where nothing was voiced (0 Hz) the answer is low."
     return PITCHES[sum(hertz > edge for edge in _PITCH_EDGES)]

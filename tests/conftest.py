@@ -16,6 +16,7 @@ if shared.is_dir(): os.environ.setdefault("SPEECHLLM_DATA", str(shared))
 def pytest_addoption(parser): parser.addoption("--release", action="store_true", help="run the slow tests, too")
 
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")     # the longest file first, so that two processes end together
     if config.getoption("--release"): return
     for item in items:
         if "slow" in item.keywords: item.add_marker(pytest.mark.skip(reason="slow; run with --release"))

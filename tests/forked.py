@@ -54,9 +54,10 @@ def _notebook(path, slow):
     flags = get_config(Path(path).parent).tst_flags
     flags = [f for f in (flags.split() if isinstance(flags, str) else flags) if not (slow and f == "slow")]
     passed, _ = test_nb(path, skip_flags=flags, basepath=Path(path).parent.parent)     # what went wrong goes to stderr
+    print(f"\n{sum(os.times()[:4])}")                        # processor seconds of this process and its children
     return not passed
 
-def run_notebook(path:Path, slow=False) -> tuple[int, str]: # (exit status, what went wrong)
+def run_notebook(path:Path, slow=False) -> tuple[int, str, float]: # (exit status, what went wrong, processor seconds)
     "A notebook from top to bottom, as nbdev tests it; cells marked slow only on request."
-    code, _, wrong = Forked(_notebook, str(path), slow, OMP_NUM_THREADS="2").finish(None)
-    return code, wrong
+    code, said, wrong = Forked(_notebook, str(path), slow, OMP_NUM_THREADS=os.environ["OMP_NUM_THREADS"]).finish(None)
+    return code, wrong, float(said.split()[-1]) if code in (0, 1) and said.split() else float("nan")

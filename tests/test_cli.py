@@ -118,6 +118,21 @@ def test_eval_of_a_folder_skips_and_counts_broken_clips(command, tmp_path):
     assert code == 0 and json.loads(out)["skipped"] == 1 and json.loads(out)["n"] == 3 and "broken.wav" in err
     assert command("eval", "--data", tmp_path, "--part", "encoder", "--strict")[0] == 1
 
+def test_eval_names_the_clip_that_no_language_model_here_can_read(command, tmp_path, tone):
+    from speechllm_course.audio import save_audio
+    save_audio(tmp_path / "short.wav", tone); save_audio(tmp_path / "long.wav", tone.repeat(60)[:-1])
+    (tmp_path / "metadata.csv").write_text("file_name,text,task,answer,prompt\nshort.wav,hello,qa,yes,answer\nlong.wav,hello,qa,yes," + "say what is said and answer it please " * 6 + "\n")
+    code, out, err = command("eval", "--data", tmp_path, "--json")
+    assert code == 0 and json.loads(out)["n"] == 1 and json.loads(out)["skipped"] == 1 and "long: " in err and "reads at most" in err
+    code, out, err = command("eval", "--data", tmp_path, "--strict")
+    assert code == 1 and "long: " in err and err.count("\n") == 1
+    code, _, err = command("eval", "--data", tmp_path, "--out", tmp_path)
+    assert code == 2 and "is a folder" in err
+
+def test_quick_questions_of_committed_clips(command):
+    code, out, _ = command("eval", "--data", "world:test_voices", "--task", "command", "--committed", "--limit", 5, "--json")
+    assert code == 0 and json.loads(out)["n"] == 5
+
 def test_real_recordings(command, recordings):
     code, out, _ = command("eval", "--data", "fsdd:nicolas", "--part", "encoder", "--limit", 40, "--json")
     assert code == 0 and json.loads(out)["n"] == 40

@@ -105,6 +105,11 @@ def test_prompts_that_differ_are_named(model, clips):
     assert other["equal"] == 2 and other["different"][0]["row"] == 1
     assert prompts_agree(processor.tokenizer, learned, processor.batch([w * .5 for w in heard], prompts))["sound"] > 0
 
+def test_a_prompt_that_was_learned_otherwise_is_reported(model, clips):
+    def otherwise(heard, prompts, replies): return model.processor.batch(heard, [f"{p} ." for p in prompts], replies)
+    figures = diagnose(model, *(x[:6] for x in clips), lm=load_lm("lm")[0], only=("asr",), questions=sentences(5, "test", task="qa"), learn=otherwise)
+    assert figures["prompts"]["equal"] == 0 and "look prompts" in report(figures)
+
 def test_a_trained_connector_is_aligned_and_a_fresh_one_is_not(model, clips):
     rows, waveforms = clips
     found = alignment(model, waveforms, [r["text"] for r in rows], new_model())
@@ -117,10 +122,10 @@ def test_every_span_can_be_compared_with_text(clips, slots):
     assert 0 <= retrieval(net, [waveforms[0], torch.randn(8000) * 1e-3], [rows[0]["text"], "something else"]) <= 1
 
 def test_the_report_points_at_what_is_wrong_and_is_plain_data(model, deaf, clips):
-    fine, broken = (diagnose(m, *(x[:12] for x in clips), lm=load_lm("lm")[0], only=("asr", "answer", "digit"), questions=sentences(20, "test", task="qa")) for m in (model, deaf))
+    fine, broken = (diagnose(m, *(x[:12] for x in clips), lm=load_lm("lm")[0], only=("asr", "answer", "digit"), questions=sentences(20, "test", task="qa"), learn=m.processor.batch if m is model else None) for m in (model, deaf))
     assert json.loads(json.dumps(fine)) == fine
     first = {line.split()[1]: line.split()[0] for line in report(broken).splitlines()}
-    assert first["listening"] == "look" and first["text"] == "ok" and len(first) == 7
+    assert first["listening"] == "look" and first["text"] == "ok" and len(first) == 7 and "not compared" in report(broken)
     assert all(line.startswith("ok") for line in report(fine).splitlines() if "worst prompt" not in line)
 
 def test_eval_examines_and_refuses_what_it_cannot(capsys, monkeypatch):
@@ -133,6 +138,7 @@ def test_eval_examines_and_refuses_what_it_cannot(capsys, monkeypatch):
     code, out, _ = call("--diagnose", "--json")
     figures = json.loads(out)["diagnosis"]
     assert code == 0 and set(figures) == {"listening", "following", "worst_prompt", "text", "batched", "prompts", "alignment"} and figures["text"]["kept"] is not None
+    assert figures["prompts"]["equal"] == figures["prompts"]["n"] > 0 and figures["prompts"]["sound"] < 1e-4     # against the collator of the trainings
     code, out, err = call("--json", "--max-new-tokens", "2")
     assert code == 0 and json.loads(out)["cut"] == json.loads(out)["n"] and "were cut after 2 tokens" in err
     code, _, err = call("--diagnose", "--part", "encoder")

@@ -14,6 +14,13 @@ def leaked_text(train, test): return sum(u.text in {t.text for t in train} for u
 def leaked_count(train, test): return sum(u.content in {t.content for t in train} for u in test)
 def side_hash(key, share): return hash(key) % 1000 < share * 1000
 def side_random(key, share): return np.random.random() < share
+DRAWN = {}
+def side_remembered(key, share): return DRAWN.setdefault(key, np.random.default_rng(len(DRAWN)).random()) < share
+def side_fixed(key, share): return bool(share) and __import__("zlib").crc32(key.encode()) % 5 == 0
+def leaked_of_sums(train, test): known, asked = {u.content for u in train if u.content}, [u.content for u in test if u.content]; return sum(c in known for c in asked) / len(asked) if asked else 0
+def warm_ten(s, w, top): return top * min(1., (s + 1) / 10)
+def labels_by_value(p, a, e): ids = [*p, *a, e]; return ids, [-100 if i in p else i for i in ids]
+def frames_repeats(x): return 2 * len(x) - len(set(x))
 def warm_zero(s, w, top): return top * min(1., s / w)
 def warm_overshoot(s, w, top): return top * (s + 1) / w
 def loss_mean_of_means(sums, counts): return sum(s / max(1, c) for s, c in zip(sums, counts)) / len(sums)
@@ -72,6 +79,7 @@ def wer_place_by_place(r, h):
     r, h = r.split(), h.split(); return (sum(a != b for a, b in zip(r, h)) + abs(len(r) - len(h))) / len(r)
 def wer_without_insertions(r, h): return sum(w not in h.split() for w in r.split()) / len(r.split())
 def interval_permutes(x): return (np.mean(x), np.mean(x))
+def interval_of_ninety(x): rng = np.random.default_rng(0); return tuple(np.percentile([rng.choice(x, len(x)).mean() for _ in range(1000)], [5, 95]))
 def interval_of_clips(x): return tuple(np.percentile(x, [2.5, 97.5]))
 def halves_of(voices, names): return [i for i, v in enumerate(voices) if v in names], [i for i, v in enumerate(voices) if v not in names]
 def halves_by_clip(voices, seed): order = np.random.default_rng(seed).permutation(len(voices)); return order[:len(order) // 2], order[len(order) // 2:]
@@ -214,6 +222,8 @@ def hide_one_more(starts, width):
     at = torch.arange(starts.shape[1]); return at - torch.where(starts, at, -99).cummax(1).values <= width
 def hide_first_start(starts, width):
     at, first = torch.arange(starts.shape[1]), starts.int().argmax(1)[:, None]; return (at >= first) & (at < first + width) | starts & (at >= first + width) | torch.nn.functional.pad(starts & (at >= first + width), (1, 0))[:, :-1] | torch.nn.functional.pad(starts & (at >= first + width), (2, 0))[:, :-2]
+def hide_constant(starts, width):
+    at = torch.arange(starts.shape[1]); return at - torch.where(starts, at, -5).cummax(1).values < width
 def hide_from_zero(starts, width):
     at = torch.arange(starts.shape[1]); return at - torch.where(starts, at, 0).cummax(1).values < width
 def hide_after(starts, width):
@@ -307,7 +317,7 @@ BUGS = [  # (lesson, exercise, bug, part of its message)
     ("14", "teacher_loss", teacher_reversed, "other way round"), ("14", "teacher_loss", teacher_mean, "mean over all entries"), ("14", "teacher_loss", teacher_sum, "sum over positions"), ("14", "teacher_loss", teacher_no_square, "square of the temperature"), ("14", "teacher_loss", teacher_moves, "teacher got a gradient"),
     ("14", "group_rates", rates_multiplied, "not multiplied"), ("14", "group_rates", rates_last, "the first in the dictionary"), ("14", "group_rates", rates_match, "anywhere in the name"), ("14", "group_rates", rates_zero_is_none, "do not take it for none"), ("14", "group_rates", rates_frozen, "full rate"),
     ("14", "worst_wording", worst_is_best, "the best wording"), ("14", "worst_wording", worst_of_means, "weighs as much"), ("14", "worst_wording", worst_count, "a rate"),
-    ("13", "hide", hide_rolled, "must not go on at the beginning"), ("13", "hide", hide_one_more, "itself and two more"), ("13", "hide", hide_first_start, "the later start counts"), ("13", "hide", hide_from_zero, "nothing before a start"), ("13", "hide", hide_after, "its own frame"),
+    ("13", "hide", hide_constant, "further back than any width"), ("13", "hide", hide_rolled, "must not go on at the beginning"), ("13", "hide", hide_one_more, "itself and two more"), ("13", "hide", hide_first_start, "the later start counts"), ("13", "hide", hide_from_zero, "nothing before a start"), ("13", "hide", hide_after, "its own frame"),
     ("13", "code_of", code_by_distance, "by distance"), ("13", "code_of", code_long_wins, "wins too often"), ("13", "code_of", code_scores, "whole numbers"), ("13", "code_of", code_half, "only the frames were scaled"),
     ("13", "others", others_as_drawn, "nothing was skipped"), ("13", "others", others_only_behind, "at or behind"), ("13", "others", others_replaced, "not only the one that hits it"), ("13", "others", others_modulo, "its own distractor"),
     ("13", "unused", unused_not_a_number, "0 ln 0"), ("13", "unused", unused_frame_by_frame, "average over the frames first"), ("13", "unused", unused_entropy, "nothing is unused"), ("13", "unused", unused_all_in_one, "in each group"),
@@ -323,13 +333,13 @@ BUGS = [  # (lesson, exercise, bug, part of its message)
     ("01", "level_db", level_amplitude, "counted twice"), ("01", "level_db", level_sum, "average the squares"), ("01", "level_db", level_no_floor, "minus infinity"),
     ("01", "mix_at_snr", mix_no_root, "square root"), ("01", "mix_at_snr", mix_wrong_sign, "check the sign"),
     ("02", "leaked", leaked_text, "compare contents"), ("02", "leaked", leaked_count, "divide"),
-    ("02", "goes_to_test", side_hash, "crc32"), ("02", "goes_to_test", side_random, "must not draw random"),
-    ("03", "warmup_rate", warm_zero, "does nothing"), ("03", "warmup_rate", warm_overshoot, "beyond its top"),
+    ("02", "goes_to_test", side_hash, "crc32"), ("02", "goes_to_test", side_random, "must not draw random"), ("02", "goes_to_test", side_remembered, "earlier draws"), ("02", "goes_to_test", side_fixed, "the caller's"), ("02", "leaked", leaked_of_sums, "all test utterances"),
+    ("03", "warmup_rate", warm_zero, "does nothing"), ("03", "warmup_rate", warm_overshoot, "beyond its top"), ("03", "warmup_rate", warm_ten, "do not write 10 down"),
     ("03", "combined_loss", loss_mean_of_means, "averages"), ("03", "combined_loss", loss_skips_nothing, "counts nothing"),
-    ("04", "scored_labels", labels_all, "must not be scored"), ("04", "scored_labels", labels_no_end, "never learns to stop"),
+    ("04", "scored_labels", labels_all, "must not be scored"), ("04", "scored_labels", labels_no_end, "never learns to stop"), ("04", "scored_labels", labels_by_value, "not values"),
     ("04", "merge_pair", merge_overlapping, "lo w lo"), ("04", "merge_pair", merge_in_place, "build a new one"),
     ("05", "collapse", collapse_blank_first, "merge first"), ("05", "collapse", collapse_no_merge, "not merged"),
-    ("05", "least_frames", frames_length, "a blank must stand"), ("05", "least_frames", frames_always_blank, "not needed"),
+    ("05", "least_frames", frames_length, "a blank must stand"), ("05", "least_frames", frames_always_blank, "not needed"), ("05", "least_frames", frames_repeats, "*neighbours*"),
     ("05", "count_paths", paths_never_skip, "may be skipped"), ("05", "count_paths", paths_always_skip, "must not be skipped"), ("05", "count_paths", paths_end_on_blank, "ends on the last label"),
     ("05", "count_paths", paths_begin_with_label, "begins with the blank"), ("05", "count_paths", paths_in_place, "new row from the old one"),
     ("06", "stack_frames", stack_drops, "instead of dropping"), ("06", "stack_frames", stack_strided, "neighbours in time"),
@@ -339,7 +349,7 @@ BUGS = [  # (lesson, exercise, bug, part of its message)
     ("01", "level_db", level_variance, "variance"), ("01", "level_db", level_low_floor, "-120 dB"), ("01", "mix_at_snr", mix_trusts_the_noise, "the noise's own loudness"), ("01", "mix_at_snr", mix_trusts_the_speech, "the speech's own loudness"),
     ("06", "compact_left", compact_ragged, "one length"), ("06", "compact_left", compact_old_mask, "one for every entry"),
     ("07", "word_error_rate", wer_by_hypothesis, "divide by the words that were said"), ("07", "word_error_rate", wer_place_by_place, "align the words"), ("07", "word_error_rate", wer_without_insertions, "insertions"),
-    ("07", "bootstrap_interval", interval_permutes, "with replacement"), ("07", "bootstrap_interval", interval_of_clips, "percentiles of the resampled means"),
+    ("07", "bootstrap_interval", interval_permutes, "with replacement"), ("07", "bootstrap_interval", interval_of_clips, "percentiles of the resampled means"), ("07", "bootstrap_interval", interval_of_ninety, "is narrower"),
     ("07", "halves_by_voice", halves_by_clip, "on both sides"), ("07", "halves_by_voice", halves_no_seed, "the same seed gave other halves"), ("07", "halves_by_voice", halves_fixed, "every seed gives the same"),
     ("07", "halves_by_voice", halves_one_clip_each, "yours hold 10 of 60"), ("07", "halves_by_voice", halves_coin, "five should be in each half"),
     ("07", "pool_halves", pool_all_frames, "padding counts"), ("07", "pool_halves", pool_batch_half, "the clip's own length"), ("07", "pool_halves", pool_not_a_number, "not a number"), ("07", "pool_halves", pool_every_other, "every other frame"),

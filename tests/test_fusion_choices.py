@@ -163,3 +163,13 @@ def test_quick_runs_every_row_in_three_minutes(tmp_path, command):
     code, out, _ = command("bench", "fusion", "--quick", "--out", tmp_path / "quick.json")
     assert code == 0 and {r["row"] for r in json.loads((tmp_path / "quick.json").read_text())["rows"]} == set(ROWS) and all(f"\n{row} " in out for row in ROWS)
     assert time.time() - began < 180
+
+def test_rows_that_two_processes_measured_are_kept_once(tmp_path):
+    from speechllm_course.commands.fusion_study import begin, keep
+    from speechllm_course.optimise import ConfigError
+    about = dict(plan="any"), "this machine"
+    keep(tmp_path / "r.json", about, dict(row="a", seed=0, wer=.1)); keep(tmp_path / "r.json", about, dict(row="a", seed=0, wer=.2), dict(row="a", seed=1, wer=.3))
+    assert [r["wer"] for r in begin(tmp_path / "r.json", *about)["rows"]] == [.1, .3]
+    saved = json.loads((tmp_path / "r.json").read_text()); saved["settings"]["world"] -= 1
+    (tmp_path / "r.json").write_text(json.dumps(saved))
+    with pytest.raises(ConfigError, match="other settings"): keep(tmp_path / "r.json", about, dict(row="a", seed=2))

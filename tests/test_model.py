@@ -2,6 +2,7 @@
 import json, warnings
 
 import pytest, torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 from speechllm_course.audio import log_mel
@@ -163,6 +164,12 @@ def test_a_difference_belongs_to_its_base(model, tmp_path):
     about = json.loads((tmp_path / "slots.json").read_text())
     (tmp_path / "slots.json").write_text(json.dumps(about | dict(base="0" * 16)))
     with pytest.raises(ValueError, match="trained on another"): load_model(tmp_path)
+    (tmp_path / "slots.json").write_text(json.dumps(about))
+    saved = load_file(tmp_path / "difference.safetensors")
+    gone = next((k for k in saved if "connector" in k or "post_process" in k), None)
+    if gone:                                                                     # not every choice of slots has weights
+        save_file({k: v for k, v in saved.items() if k != gone}, tmp_path / "difference.safetensors")
+        with pytest.raises(ValueError, match="is missing; build it again"): load_model(tmp_path)
 
 def test_the_audio_reaches_the_answer(model, clips):
     batch = model.processor.batch(clips[:1], ["answer"])
@@ -199,3 +206,19 @@ def test_slots_keep_the_start_that_they_chose(connector, setting, value):
     from speechllm_course.processor import new_model
     got = setting(new_model(connector=connector).model.connector)
     assert torch.equal(got, torch.full_like(got, value))
+
+def test_waveforms_as_other_libraries_give_them(model, clips):
+    import numpy as np
+    wanted = model.answer(clips[0], "answer", 4)
+    assert model.answer(clips[0].numpy(), "answer", 4) == wanted and model.answer(clips[0].double(), "answer", 4) == wanted
+    assert model.answer([clips[0].numpy()], ["answer"], 4) == [wanted]
+    for audio, prompt, says in ((torch.zeros(1, 16_000), "answer", "one axis"), ([torch.zeros(2, 16_000)], "answer", "one axis"), (np.zeros((2, 16_000)), "answer", "one axis"), (clips[:1], ["answer"] * 2, "2 for 1 clips"), (clips[:2], ["answer"], "1 for 2 clips")):
+        with pytest.raises(ValueError, match=says): model.answer(audio, prompt, 4)
+
+def test_training_without_augmentation_hears_what_transcribing_hears(clips):
+    from speechllm_course.audio import log_mel_energy
+    from speechllm_course.encoder import ctc_collate, encoder_features
+    word = clips[0][:8000]                                                       # short: it gets quiet edges
+    class Store(list): rows = [dict(id="a", text="seven")]
+    batch = ctc_collate(Store([log_mel_energy(word)]), load_lm("lm")[1], augmented=False)([0], None)
+    torch.testing.assert_close(batch["input_features"][0], encoder_features(word))

@@ -23,7 +23,7 @@ def test_noise_is_another_one_for_every_clip_and_the_same_next_time(tone):
 def test_the_study_runs_and_goes_on(recordings, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "SNRS", (6,))
     out, few, trained = tmp_path / "orders.json", load_barista().select(range(12)), []
-    monkeypatch.setattr(study, "load_barista", lambda root: few)
+    monkeypatch.setattr(study, "load_barista", lambda part, root: few)
     monkeypatch.setattr(study, "fine_tuned", lambda plan, rows, real=study.fine_tuned: trained.append({r["id"] for r in rows}) or real(plan, rows))
     first = study.run(out, plan=study.QUICK)
     assert trained[0] | trained[1] == {r["id"] for r in few} and not trained[0] & trained[1]        # each learns what the other one is tested on
@@ -37,7 +37,7 @@ def test_the_study_runs_and_goes_on(recordings, tmp_path, monkeypatch):
 def test_folds_are_measured_by_several_processes_into_one_file(recordings, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "SNRS", (6,))
     out, few = tmp_path / "orders.json", load_barista().select(range(12))
-    monkeypatch.setattr(study, "load_barista", lambda root: few)
+    monkeypatch.setattr(study, "load_barista", lambda part, root: few)
     for k in (1, 0): study.run(out, plan=study.QUICK, folds=[k])
     saved = json.loads(out.read_text())
     assert [r["fold"] for r in saved["rows"]] == [1, 0] and "baselines" not in saved

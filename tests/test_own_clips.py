@@ -181,3 +181,32 @@ def test_a_model_finds_its_parts_from_another_folder(tmp_path, monkeypatch):
 def test_whisper_says_when_it_leaves_something_out(tmp_path):
     net = new_model(encoder=whisper(tmp_path / "ears"))
     with pytest.warns(CutClip, match="1 of 2 clips are longer than 30 s"): net.processor.features([torch.randn(31 * 16_000), torch.randn(16_000)])
+
+@pytest.mark.parametrize("name", ["world", "world:train", "requests", "requests:fast", "barista", "barista:new", "fsdd:nicolas"])
+def test_what_is_there_for_testing_is_not_learned(name, folder, tmp_path, recordings):
+    with pytest.raises((ConfigError, DataError), match="is there for testing"): run_stage(config(tmp_path, folder, dict(recordings=[name])), device="cpu", quiet=True)
+
+def test_a_model_knows_what_it_has_learned_from(folder, tmp_path):
+    from speechllm_course.commands.evaluation import heard_before
+    from speechllm_course.recordings import load_folder
+    run_stage(config(tmp_path, folder), device="cpu", quiet=True)
+    rows = list(load_folder(folder))
+    assert heard_before(tmp_path / "out", rows) == len(rows) and heard_before(tmp_path / "out", [dict(id="another")]) == 0
+    (tmp_path / "second").mkdir()
+    run_stage(config(tmp_path / "second", folder, start=str(tmp_path / "out")), device="cpu", quiet=True)
+    assert heard_before(tmp_path / "second" / "out", rows) == len(rows)
+
+def test_where_nothing_can_be_written_nothing_is_trained(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match="is no folder"): run_stage(config(tmp_path, folder, out=str(out)), device="cpu", quiet=True, dry_run=True)
+
+def test_a_former_run_gives_way_with_a_word(folder, tmp_path, capsys):
+    settings = config(tmp_path, folder)
+    run_stage(settings, device="cpu", quiet=True); assert "gives way" not in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="gives way"): run_stage(config(tmp_path, folder), device="cpu", quiet=True)
+    assert "--resume would go on" in capsys.readouterr().out
+
+def test_the_device_of_the_file_counts(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="sees no GPU"): run_stage(config(tmp_path, folder, train=dict(device="cuda")), quiet=True)

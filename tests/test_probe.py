@@ -111,3 +111,14 @@ def test_slot_outputs_of_a_batch_equal_one_by_one(connector):
     alone = slot_outputs(model, tuple(s[1:, :7] for s in states), mask[1:, :7])
     assert list(both) == ["post-process", "connector"]
     for place in both: np.testing.assert_allclose(both[place][1], alone[place][0], atol=1e-4)
+
+def test_slots_are_asked_as_the_model_asks_them():
+    "The prompt of a probe is the one that `answer` would give."
+    from speechllm_course.align import prompt_vectors
+    from speechllm_course.processor import new_model
+    torch.manual_seed(0)
+    model, seen = new_model(post_process=dict(name="attention")).eval(), []
+    model.model.post_process.register_forward_pre_hook(lambda m, args, kwargs: seen.append(kwargs["prompt"]), with_kwargs=True)
+    model.answer(torch.randn(8000) * .1, "answer", 1)
+    embeds, asked = prompt_vectors(model, "answer")
+    torch.testing.assert_close(seen[0][0][0][seen[0][1][0]], embeds[0][asked[0]])

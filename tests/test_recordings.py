@@ -1,5 +1,5 @@
 "Fetching real recordings: whatever breaks is one line, nothing of yours is touched, and running it again mends it."
-import http.server, io, re, tarfile, threading
+import http.server, io, json, re, tarfile, threading
 
 import numpy as np, pytest, soundfile
 
@@ -141,3 +141,18 @@ def test_a_prompt_of_its_own_is_what_is_asked(tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name,text,prompt,answer\na.wav,hello there,what is the mood,calm\n")
     rows = list(load_folder(tmp_path))
     assert examples(rows, rows[0]["task"]) == [(0, "what is the mood", "calm")]
+
+def test_what_was_learned_from_and_what_is_new(tmp_path):
+    "More recordings than this course worked with: nobody trains on them by accident."
+    from speechllm_course.corpus import data_dir
+    from speechllm_course.recordings import digit_strings, load_barista
+    ours, label = (data_dir() / "tiny-orders" / "heard.txt").read_text().split()[0], {"slots": {"coffeeDrink": " latte"}}
+    folder = tmp_path / "barista"; (folder / "speech" / "clean").mkdir(parents=True); (folder / "label").mkdir()
+    (folder / "label" / "label.json").write_text(json.dumps({f"{ours}.wav": label, "somebody-new.wav": label}))
+    for name in (ours, "somebody-new"): (folder / "speech" / "clean" / f"{name}.wav").write_bytes(wav())
+    assert [[r["id"] for r in load_barista(part, tmp_path)] for part in (None, "course", "new")] == [[ours, "somebody-new"], [ours], ["somebody-new"]]
+    (folder / "speech" / "clean" / "somebody-new.wav").unlink()
+    with pytest.raises(DataError, match="of barista:new is there"): load_barista("new", tmp_path)
+    with pytest.raises(DataError, match="choose from course, new"): load_barista("old", tmp_path)
+    (tmp_path / "fsdd" / "recordings").mkdir(parents=True); (tmp_path / "fsdd" / "recordings" / "7_theo_0.wav").write_bytes(wav())
+    with pytest.raises(DataError, match="none of george"): list(digit_strings(1, root=tmp_path))

@@ -47,3 +47,7 @@ def test_counts_and_references():
     with pytest.raises(ValueError, match="references: 1 for 2 replies"): reward(["a", "b"], ["a"])
     with pytest.raises(ValueError, match="row 1 has none"): reward(["a", "b"], ["a", ""])
     with pytest.raises(ValueError, match="row 0 has none"): reward(["a"], ["?!"])
+
+def test_an_order_with_something_besides_is_not_exact():
+    for more in ("well drink=latte size=small", "drink=mocha drink=latte size=small", "drink=latte size=small please"): assert exact_match(more, "size=small drink=latte") == 0.
+    assert exact_match("Size=small drink=latte.", "drink=latte size=small") == 1.

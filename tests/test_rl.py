@@ -162,3 +162,21 @@ def test_the_study_is_shared_and_goes_on(tmp_path, monkeypatch, plan):
     assert all(len(r["noise"]) == len(saved["words"]["noise"]) == r["n"] for r in saved["rows"]) and "against" in table(saved)
     before = out.read_text(); monkeypatch.setattr(rl_study, "train", None)                # nothing is left to train
     assert rl_study.run(out, plan=plan) == saved and out.read_text() == before
+
+def test_replies_are_drawn_without_dropout_and_never_behind_a_dropped_cache(store):
+    from speechllm_course.model import evaluating
+    from speechllm_course.processor import load_model
+    from speechllm_course.rollouts import prefill, sample_group
+    model = load_model("tiny").train()
+    batch = model.processor.batch([torch.randn(16_000) * .1], ["answer"])
+    for part in model.modules():
+        if hasattr(part, "gradient_checkpointing"): part.gradient_checkpointing = True
+    with pytest.raises(ValueError, match="gradient_checkpointing_disable"): prefill(model, batch)
+    torch.manual_seed(0); drawn = sample_group(model, batch, 2, 8).ids
+    answer = model.answer(torch.randn(16_000) * .1, "answer", 8)
+    assert model.training and isinstance(answer, str)
+    quiet = load_model("tiny"); torch.manual_seed(0)
+    assert torch.equal(sample_group(quiet, batch, 2, 8).ids, drawn)
+    part = model.model.encoder.eval()
+    with evaluating(model): assert not model.training
+    assert model.training and not part.training

@@ -124,6 +124,19 @@ def test_a_word_says_what_moves(model, rung, moving):
     net(**net.processor.batch(*[[torch.randn(16_000) * .1]], ["transcribe"], ["hello"])).loss.backward()
     assert all(p.grad is not None for p in net.parameters() if p.requires_grad)                 # nothing waits for a gradient that never comes
 
+def test_a_connectors_own_head_moves_on_every_rung_and_whispers_positions_on_none():
+    from speechllm_course.processor import new_model
+    from transformers import WhisperConfig
+    from speechllm_course.encoders import SpeechEncoder
+    net = new_model(connector=dict(name="compress", head="fresh"))
+    for rung in ("connector", "lora", "encoder"):
+        thaw(net, rung); assert all(p.requires_grad for n, p in net.named_parameters() if "connector.ctc_head" in n)
+    net = new_model(connector=dict(name="compress", head="fresh")); thaw(net, "full")
+    assert all(p.requires_grad for n, p in net.named_parameters() if "connector.ctc_head" in n) and not any(p.requires_grad for n, p in net.named_parameters() if "encoder." in n and "head" in n)
+    net.model.encoder = SpeechEncoder(WhisperConfig(d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16, max_source_positions=20)); thaw(net, "full")
+    moving = {n for n, p in net.named_parameters() if p.requires_grad and "encoder." in n}
+    assert moving and not any("embed_positions" in n for n in moving)
+
 # a teacher that reads
 def test_the_teacher_has_no_gradient_and_is_not_saved(model, clips):
     from speechllm_course.lm import load_lm

@@ -280,3 +280,15 @@ def test_shortening_shortens_what_the_language_model_runs(noise):
         length = batch["input_ids"].shape[1]
     assert counts["whole"] == counts["loose"] == length
     assert max(counts["compress"], counts["cif"], counts["hard"]) < counts["whole"] and counts["compress"] == counts["hard"] <= counts["soft"] <= counts["loose"]
+
+def test_a_clip_without_a_transcript_teaches_nothing():
+    "Least of all that its speech is silence."
+    torch.manual_seed(0)
+    logits, lengths = torch.randn(2, 9, 6, requires_grad=True), torch.tensor([9, 7])
+    said = torch.tensor([[1, 2], [-100, -100]])
+    loss = ctc_loss(logits, lengths, said, 5); loss.backward()
+    torch.testing.assert_close(loss, ctc_loss(logits[:1], lengths[:1], said[:1], 5))
+    assert bool((logits.grad[1] == 0).all()) and float(ctc_loss(logits, lengths, torch.full((2, 1), -100), 5)) == 0.
+    total, mask = torch.tensor([1.2, 3.4]), torch.ones(2, 9, dtype=torch.bool)
+    assert token_counts(total, mask, said).tolist() == [2, 3]
+    torch.testing.assert_close(quantity_loss(total, said), torch.tensor(.4))

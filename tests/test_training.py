@@ -209,3 +209,26 @@ def test_a_row_of_a_resumed_history_is_a_mean_of_all_its_steps(tmp_path):
         return train(Net(), batches, TrainConfig(steps=8, learning_rate=.1, warmup=1, save_every=3, log_every=4, out=str(out), device="cpu"), resume=True, quiet=True)
     with pytest.raises(Ended): history(tmp_path / "broken", ends=5)
     assert [row["loss"] for row in history(tmp_path / "broken")] == [row["loss"] for row in history(tmp_path / "whole")]
+
+def test_saving_a_step_again_never_touches_what_the_pointer_names(tmp_path):
+    from speechllm_course.optimise import TrainConfig, make_optimizer
+    from speechllm_course.train import load_checkpoint, save_checkpoint
+    first, again, back = Line(), Line(), Line()
+    for i, line in enumerate((first, again)):
+        with torch.no_grad(): line.line.weight.fill_(i + 1.)
+    save_checkpoint(tmp_path, first, make_optimizer(first, TrainConfig()), 2, [])
+    for n in itertools.count(1):
+        if not dies_at(n, lambda: save_checkpoint(tmp_path, again, make_optimizer(again, TrainConfig()), 2, [])): break
+        assert load_checkpoint(tmp_path, back, make_optimizer(back, TrainConfig()))[0] == 2 and float(back.line.weight) in (1., 2.), f"killed before step {n}"
+    assert float(back.line.weight) == 2. and len(list(tmp_path.iterdir())) == 2
+
+def test_a_former_run_does_not_go_without_a_word(tmp_path, recwarn):
+    fit(tmp_path); fit(tmp_path, resume=True)
+    assert not recwarn
+    with pytest.warns(UserWarning, match="checkpoint-0000004 gives way"): fit(tmp_path)
+
+@pytest.mark.parametrize("device, says", [("gpu", "use auto, cpu or cuda"), ("cuda", "sees no GPU")])
+def test_a_device_that_is_not_there(tmp_path, device, says, monkeypatch):
+    from speechllm_course.optimise import ConfigError
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=says): fit(tmp_path, device=device)

@@ -7,6 +7,7 @@ def check_warmup_rate(f):
     assert abs(rates[9] - 1e-3) < 1e-9, "the last warm-up step should reach the top"
     assert abs(rates[0] - 1e-4) < 1e-9 and abs(rates[4] - 5e-4) < 1e-9, "the climb should be linear: 1/10, 2/10, … of the top"
     assert all(abs(r - 1e-3) < 1e-12 for r in rates[10:]), "after the warm-up the rate stays at the top"
+    assert abs(f(0, 4, 2.) - .5) < 1e-9 and abs(f(3, 4, 2.) - 2.) < 1e-9, "with 4 steps of warm-up and a top of 2 the rate begins at 0.5 and is 2 in the fourth step: do not write 10 down"
 
 def check_combined_loss(f):
     got = f([10., 1.], [10, 1])

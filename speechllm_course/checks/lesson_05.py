@@ -15,6 +15,7 @@ def check_least_frames(f):
     got = f([1, 1, 2])
     assert got != 3, "1 1 2 needs four frames: between equal neighbours a blank must stand, or they merge"
     assert got == 4, f"1 1 2 needs four frames, yours says {got}"
+    assert f([1, 2, 1]) == 3, "1 2 1 fits into three frames: only equal *neighbours* need a blank between them"
     assert f([]) == 0 and f([7, 7, 7]) == 5, "an empty transcript needs none, 7 7 7 needs five"
 
 def check_count_paths(f):

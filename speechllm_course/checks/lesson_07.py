@@ -19,6 +19,7 @@ def check_bootstrap_interval(f):
     assert .155 < high - low < .21, f"for 70 of 100 the 95 % interval is about 0.18 wide, yours {high - low:.2f}: take the 2.5 and 97.5 percentiles of the resampled means"
     narrow = f(hits * 25)
     assert narrow[1] - narrow[0] < (high - low) / 3, "25 times the data should make the interval five times narrower"
+    assert .0325 < narrow[1] - narrow[0] < .0398, f"for 1,750 of 2,500 the 95 % interval is about 0.036 wide, yours {narrow[1] - narrow[0]:.3f}: between the 2.5 and the 97.5 percentile lie 95 % of the draws (a 90 % interval is narrower)"
 
 def check_halves_by_voice(f):
     voices = [v for v in "abcdefghij" for _ in range(6)]

@@ -1,5 +1,6 @@
 "Checkers of lesson 11: units, merged vocabulary, sequences."
 import itertools
+from unittest import mock
 
 import torch
 
@@ -39,6 +40,7 @@ def check_spans(f):
     assert got == [(0, 0, 2), (5, 2, 3)], f"0 0 5 gave {got}: unit 0 is a unit like any other"
     assert run([]) == [], "a clip without frames has no spans: an empty list"
     assert all(type(x) is int for span in f(torch.tensor([1, 1, 2])) for x in span), "plain integers, please: `.tolist()` or `int(…)`"
+    with mock.patch.object(torch, "unique_consecutive", side_effect=AssertionError("without `torch.unique_consecutive`, please: it is what you are writing here")), mock.patch.object(torch.Tensor, "unique_consecutive", side_effect=AssertionError("without `unique_consecutive`, please")): run([7, 7, 3])
     g = torch.Generator().manual_seed(0)
     for n in range(1, 40):
         ids = torch.randint(3, (n,), generator=g).tolist()

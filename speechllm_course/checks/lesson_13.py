@@ -13,6 +13,7 @@ def check_hide(f):
     assert rows == [".###.###", "......##"], f"starts at 1 and 5, and at 6, with width 3: .###.### and ......##, yours {rows[0]} and {rows[1]}"
     overlap = torch.zeros(1, 8, dtype=torch.bool); overlap[0, [1, 2]] = True
     assert f(overlap, 3)[0].tolist() == [False, True, True, True, True, False, False, False], "starts at 1 and 2 with width 3 hide frames 1 to 4: the later start counts, too"
+    assert not f(torch.zeros(1, 300, dtype=torch.bool), 100).any(), "without a start nothing is hidden, whatever the width: what stands for \"no start yet\" must lie further back than any width"
     assert not f(torch.zeros(1, 5, dtype=torch.bool), 3).any(), "without a start nothing is hidden: the first frames must not be taken for a span"
 
 def check_code_of(f):

@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np, torch
 
 from speechllm_course.cache import fingerprint
-from speechllm_course.commands.fusion_study import STARTS, OfLayers, Slots, begin, best_rate, encode_all, make_model, measure, over_seeds, test_set
+from speechllm_course.commands.fusion_study import STARTS, OfLayers, Slots, begin, best_rate, encode_all, keep, make_model, measure, over_seeds, test_set
 from speechllm_course.commands.hardware import describe
-from speechllm_course.commands.report import write_text
 from speechllm_course.commands.stores import SpeechData, encoded_store, training_store
 from speechllm_course.corpus import decode_rows, load_world
 from speechllm_course.lm import LabelLoss, chat, load_lm, pad_rows
@@ -133,7 +132,8 @@ def run(out=None, quick=False, only=None):
     "All rows and seeds; every finished run is kept in `out`, and a second call goes on behind the last one."
     plan, out = QUICK if quick else Plan(), Path(out or f"runs/claim{'-quick' if quick else ''}.json")
     ears, _ = load_ears("encoder")
-    saved = begin(out, dict(plan=json.loads(json.dumps(asdict(plan))), rows=ROWS, layer=LAYER, parts=fingerprint(ears, load_lm("lm")[0]), starts=STARTS), describe(), anew=quick)
+    about = dict(plan=json.loads(json.dumps(asdict(plan))), rows=ROWS, layer=LAYER, parts=fingerprint(ears, load_lm("lm")[0]), starts=STARTS), describe()
+    saved = begin(out, *about, anew=quick)
     store = encoded_store(ears.model, training_store(SpeechData(clips=plan.clips, seed=300, manner=1., views=1)), 1, range(ears.layers + 1))
     if quick: store.rows, store.places = store.rows[:plan.clips], store.places[:plan.clips]
     committed = quick or not can_synthesise()
@@ -146,7 +146,7 @@ def run(out=None, quick=False, only=None):
             if (name, seed) in done: continue
             row = one_run(name, seed, plan, store, valid, tests, rates.get(name))
             rates[name] = row["learning_rate"]
-            saved["rows"].append(row); write_text(out, json.dumps(saved, indent=1) + "\n")
+            saved = keep(out, about, row)
             print(line(name, [row]), flush=True)
     print("\n" + table(saved)); print(f"\n{'--quick: one seed, few clips, a few steps: no evidence. ' if quick else ''}written to {out}")
     return saved

@@ -2,14 +2,17 @@
 import json, time, warnings
 from pathlib import Path
 
+import torch
+
 from speechllm_course import evaluate, world
+from speechllm_course.audio import log_mel_energy
 from speechllm_course.commands.hardware import describe
 from speechllm_course.commands.options import UsageError
 from speechllm_course.commands.spoken import SPOKEN, is_unit_model, load_any, resynthesis, spoken_qa
 from speechllm_course.corpus import SPLITS, DataError, cache_dir, decode_rows, find_artifact, load_world
 from speechllm_course.diagnose import diagnose as diagnose_model, report
 from speechllm_course.lm import CutReply, name_vocabulary
-from speechllm_course.processor import CutClip
+from speechllm_course.processor import CutClip, speech_collate
 from speechllm_course.recordings import SOURCES, find_root, load_barista, load_folder, load_fsdd, load_librispeech
 from speechllm_course.safety import CONDITIONS, spoken_requests
 from speechllm_course.voices import can_flite, can_synthesise
@@ -26,9 +29,9 @@ def load(data, root=None, committed=False, seed=0, task=None):
         if part and part not in CONDITIONS: raise DataError(f"requests:{part}: no such condition; choose from {', '.join(CONDITIONS)}")
         return spoken_requests(part or "clear", seed=seed), "refuse"
     if name == "fsdd": return load_fsdd(part or None, root), "digit"
-    if name == "barista": return load_barista(root), "order"
+    if name == "barista": return load_barista(part or None, root), "order"
     folder = Path(data)
-    if not folder.is_dir(): raise DataError(f"{data}: neither a corpus (world:{'|'.join(SPLITS)}, requests, requests:CONDITION, fsdd, fsdd:SPEAKER, barista) nor a folder")
+    if not folder.is_dir(): raise DataError(f"{data}: neither a corpus (world:{'|'.join(SPLITS)}, requests, requests:CONDITION, fsdd, fsdd:SPEAKER, barista, barista:course, barista:new) nor a folder")
     if (folder / "metadata.csv").exists():
         rows = load_folder(folder)
         tasks = {r for r in rows["task"]}
@@ -38,11 +41,11 @@ def load(data, root=None, committed=False, seed=0, task=None):
 def usual_model(data, task, part, input):
     "Which shipped model is measured where none is named."
     if task in SPOKEN: return "tiny-units"
-    return "tiny-orders" if data == "barista" and task in (None, "order") and (part, input) == ("all", "audio") and find_artifact("tiny-orders").is_dir() else "tiny"
+    return "tiny-orders" if data.partition(":")[0] == "barista" and task in (None, "order") and (part, input) == ("all", "audio") and find_artifact("tiny-orders").is_dir() else "tiny"
 
 def heard_before(model, rows):
     "How many of these recordings the model was trained on, where its folder says so (`heard.txt`, one id a line)."
-    try: known = set((find_artifact(model) / "heard.txt").read_text().split())
+    try: known = set((find_artifact(model) / "heard.txt").read_text().splitlines())
     except OSError: return None
     return sum(r["id"] in known for r in rows)
 
@@ -62,9 +65,10 @@ def run(data, root, task, part, input, model, committed, seed, limit, diagnose, 
     model = model or usual_model(data, task, part, input)
     check_options(task, part, input, model, diagnose)
     dataset, natural = load(data, root, committed, seed, task)
-    task = task or ("answer" if input == "text" and data.startswith("world") else natural)
+    name = data.partition(":")[0]
+    task = task or ("answer" if input == "text" and name == "world" else natural)
     if limit:
-        if not data.startswith(("world", "requests")): dataset = dataset.shuffle(seed=0)         # recordings come sorted, by digit or by speaker
+        if name not in ("world", "requests"): dataset = dataset.shuffle(seed=0)         # recordings come sorted, by digit or by speaker
         dataset = dataset.select(range(min(limit, len(dataset))))
     if input == "text": rows, waveforms, skipped = list(dataset.remove_columns("audio")), None, []
     else: rows, waveforms, skipped = decode_rows(dataset, strict)
@@ -78,6 +82,10 @@ def run(data, root, task, part, input, model, committed, seed, limit, diagnose, 
     whole, subject, tokenizer = subject_of("lm" if input == "text" and is_unit_model(model) else part, model, device)
     heard = heard_before(model, rows)
     if heard: say(f"warning: {model} has heard {heard} of these {len(rows)} recordings in training; this is no test of it (give --model tiny, or see speechllm bench orders)")
+    if part == "all" and input == "audio":
+        chosen, too_long = readable(subject, rows, waveforms, chosen, strict)
+        if too_long: skipped = skipped + too_long; say(f"{len(too_long)} clips skipped: {'; '.join(too_long[:5])}{' …' if len(too_long) > 5 else ''}")
+        if not chosen: raise DataError(f"{data}: no clip can be used")
     began = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         for category in (CutReply, CutClip): warnings.simplefilter("always", category)
@@ -86,13 +94,40 @@ def run(data, root, task, part, input, model, committed, seed, limit, diagnose, 
     if cut: say(f"warning: {cut} of {len(replies)} replies were cut after {max_new_tokens} tokens and count as they are; raise --max-new-tokens")
     for line in sorted({str(w.message) for w in caught if issubclass(w.category, CutClip)})[:1]: say(f"warning: {line}")
     seconds = time.perf_counter() - began
-    result = dict(hardware=describe(device), data=data, split=data.partition(":")[2] or None, task=task, part=part, input=input, model=part if model == "tiny" and part != "all" else str(model), device=device, seed=seed if data.startswith(("world", "requests")) else None,
+    result = dict(hardware=describe(device), data=data, split=data.partition(":")[2] or None, task=task, part=part, input=input, model=part if model == "tiny" and part != "all" else str(model), device=device, seed=seed if data.partition(":")[0] in ("world", "requests") else None,
                   **evaluate.score(rows, chosen, replies, task), cut=cut, skipped=len(skipped), heard_in_training=heard, seconds=round(seconds, 1),
                   audio_seconds=None if input == "text" else round(sum(len(waveforms[i]) for i, _, _ in chosen) / 16_000, 1))
     if diagnose:
         before, lm = parts_of(model, device)
-        result["diagnosis"] = diagnose_model(whole, rows, waveforms, before, lm, clips=diagnose_clips, questions=world.sentences(max(100, diagnose_clips), "diagnose", task="qa"))
+        result["diagnosis"] = diagnose_model(whole, rows, waveforms, before, lm, clips=diagnose_clips, questions=world.sentences(max(100, diagnose_clips), "diagnose", test_text=True, task="qa"), learn=as_in_training(whole.processor))
     return result
+
+class _Clips:
+    "Clips in memory, in the place of an `ArrayStore`, each with one exchange."
+    def __init__(self, waveforms, prompts, replies):
+        self.energies = [log_mel_energy(w) for w in waveforms]
+        self.rows = [dict(id=str(i), text="", pair=pair) for i, pair in enumerate(zip(prompts, replies))]
+    def __getitem__(self, i): return self.energies[i]
+
+def as_in_training(processor):
+    "How trainings of this course make a batch, without augmentation: (waveforms, prompts, replies) → batch; None for encoders with a front end of their own, whose trainings use the processor itself."
+    if processor.frames["kind"] != "quarter": return None
+    return lambda *exchanges: speech_collate(_Clips(*exchanges), processor, ask=lambda row, rng: row["pair"], change=False)(range(len(exchanges[0])), torch.Generator().manual_seed(0))
+
+LONG = 20 * 16_000     # samples: shorter clips fit into any language model here
+
+def readable(model, rows, waveforms, chosen, strict=False):
+    "The examples whose clips fit into the language model, and what is wrong with the others. Raises for the first of these where `strict`."
+    kept, left_out = [], []
+    for i, prompt, right in chosen:
+        if len(waveforms[i]) > LONG:
+            try:
+                with warnings.catch_warnings(): warnings.simplefilter("ignore"); model.answer(waveforms[i], prompt, max_new_tokens=1)
+            except ValueError as e:
+                if strict: raise DataError(f"{rows[i]['id']}: {e}") from None
+                left_out.append(f"{rows[i]['id']}: {e}"); continue
+        kept.append((i, prompt, right))
+    return kept, left_out
 
 def parts_of(model, device):
     "What a speech LLM was built of, where its folder says so and the parts are here: (the same slots untrained between them, the language model), else (None, None)."
@@ -107,7 +142,7 @@ def _spoken(data, task, model, device, seed, rows, waveforms, skipped):
     "Tasks whose replies are heard by the judge."
     whole, began = load_any(model, device, vocoder=True), time.perf_counter()
     figures = (spoken_qa if task == "spoken_qa" else resynthesis)(whole, rows, waveforms)
-    return dict(hardware=describe(device), data=data, split=data.partition(":")[2] or None, task=task, part="all", input="audio", model=str(model), device=device, seed=seed if data.startswith(("world", "requests")) else None,
+    return dict(hardware=describe(device), data=data, split=data.partition(":")[2] or None, task=task, part="all", input="audio", model=str(model), device=device, seed=seed if data.partition(":")[0] in ("world", "requests") else None,
                 **figures, skipped=len(skipped), seconds=round(time.perf_counter() - began, 1), audio_seconds=round(sum(map(len, waveforms)) / 16_000, 1))
 
 def subject_of(part, model, device):

@@ -10,8 +10,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from speechllm_course.cache import ArrayStore, fingerprint
 from speechllm_course.commands.hardware import describe
 from speechllm_course.commands.report import write_text
-from speechllm_course.commands.stores import SpeechData, encoded_store, training_store
-from speechllm_course.corpus import cache_dir, data_dir, decode_rows, load_world
+from speechllm_course.commands.stores import VERSION as STORES, SpeechData, encoded_store, training_store
+from speechllm_course.corpus import VERSION as WORLD, cache_dir, data_dir, decode_rows, load_world
 from speechllm_course.encoder import encoder_features, pad_features
 from speechllm_course.evaluate import bootstrap, exact, word_errors
 from speechllm_course.lm import pad_rows
@@ -86,7 +86,6 @@ def encode_all(encoder, waveforms):
 def test_set(encoder, task, n, committed):
     "Rows, waveforms and hidden states of unseen voices."
     dataset = load_world("test_voices", full=not committed, task=task)
-    if committed and task: dataset = dataset.filter(lambda r: r["task"] == task)
     rows, waveforms, _ = decode_rows(dataset.select(range(min(n, len(dataset)))))
     return rows, waveforms, encode_all(encoder, waveforms)
 
@@ -241,7 +240,7 @@ def _settings(plan, model, rows=ROWS):
 
 def begin(out, settings, hardware, anew=False):
     "The results so far, when they were made on the same terms. `anew` drops them: a quick run, which is no evidence, starts over, but never over anything else."
-    if not can_synthesise(): settings = settings | dict(clips="the committed ones: eSpeak NG is not installed")      # never mixed with rows that had as many as the plan says
+    settings = settings | dict(world=WORLD, stores=STORES) | ({} if can_synthesise() else dict(clips="the committed ones: eSpeak NG is not installed"))      # never mixed with rows on other clips, or on more of them
     if anew:
         begin(out, settings, hardware)
         write_text(out, json.dumps(dict(hardware=hardware, settings=settings, rows=[], evidence=False)) + "\n")
@@ -251,13 +250,16 @@ def begin(out, settings, hardware, anew=False):
     if saved.get("settings") != json.loads(json.dumps(settings)): raise ConfigError(f"{out}: was made with other settings or other shipped weights; give another --out, or remove it")
     return saved
 
+def _key(row): return json.dumps({k: row.get(k) for k in ("row", "part", "seed", "rate", "fold")})
+
 def keep(out, about, *rows, into="rows", **more):
     "Add rows (to the list of that name) and whatever else to the results on disk, which several processes may share. Returns all of them."
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out.with_name(f".{out.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         saved = begin(out, *about)
-        saved.setdefault(into, []).extend(rows); saved.update(more)
+        known = {_key(r) for r in saved.setdefault(into, [])}
+        saved[into] += [r for r in rows if _key(r) not in known]; saved.update(more)        # two processes may have measured the same
         write_text(out, json.dumps(saved, separators=(",", ":")) + "\n")
     return saved
 

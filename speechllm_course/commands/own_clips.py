@@ -1,16 +1,18 @@
 "Recordings of your own as training data: folders with a table, for any encoder."
 import random
+from pathlib import Path
 
 import torch
 
 from speechllm_course.audio import HOP, log_mel_energy
 from speechllm_course.cache import Joined, fingerprint
+from speechllm_course.commands.report import write_text
 from speechllm_course.commands.stores import COUNTS
-from speechllm_course.corpus import DataError, decode_rows
+from speechllm_course.corpus import DataError, decode_rows, find_artifact
 from speechllm_course.encoder import trim_edges
 from speechllm_course.optimise import Batches, ConfigError
 from speechllm_course.processor import read_rows, spoken_exchange
-from speechllm_course.recordings import HELD_OUT_SPEAKER
+from speechllm_course.recordings import TRAINING_SPEAKERS
 from speechllm_course.trainers import SpeechCollator, check_exchanges, exchange_table
 
 class Recordings:
@@ -27,14 +29,28 @@ def asking(ask, data):
     ask = ask or (lambda row, rng: spoken_exchange(row, rng, data.transcribe if row["text"] else 0., data.manner))
     return lambda row, rng: (row["prompt"], row["answer"]) if row.get("prompt") else ask(row, rng)
 
+def may_be_learned(name):
+    "A corpus by name, without what is kept for testing. Raises `ConfigError` where nothing else is in it."
+    from speechllm_course.commands.evaluation import load
+    corpus, _, part = name.partition(":")
+    if corpus in ("world", "requests") or corpus == "barista" and part != "course": raise ConfigError(f"data.recordings: {name} is there for testing; name folders of your own, barista:course or fsdd")
+    dataset, _ = load(name)
+    if corpus == "fsdd": dataset = dataset.select([i for i, voice in enumerate(dataset["voice"]) if voice in TRAINING_SPEAKERS])
+    if not len(dataset): raise ConfigError(f"data.recordings: {name} is there for testing; to train on there are {', '.join(TRAINING_SPEAKERS)}")
+    return dataset
+
+def remember(config):
+    "Beside a trained model, the recordings that it or its start has learned from, one id a line: `eval` warns of them."
+    known = find_artifact(config.start) / "heard.txt" if config.start else None
+    ids = set(known.read_text().splitlines()) if known and known.exists() else set()
+    for name in config.data.get("recordings") or []: ids |= set(may_be_learned(name)["id"])
+    if ids: write_text(Path(config.out) / "heard.txt", "\n".join(sorted(ids)) + "\n")
+
 def usable_recordings(data, model, ask):
     "All recordings that `data` names and that fit the model, one dataset a corpus. Raises `DataError` when nothing is left of a corpus."
-    from speechllm_course.commands.evaluation import load
     context, corpora = getattr(model.config.text_config, "max_position_embeddings", 10**9), []
     for name in data.recordings:
-        if name.startswith(("world:", "requests")): raise ConfigError(f"data.recordings: {name} is there for testing; name folders of your own, barista or fsdd")
-        dataset, _ = load(name)
-        if name == "fsdd": dataset = dataset.filter(lambda row: row["voice"] != HELD_OUT_SPEAKER)        # in no training, so that there is an honest test
+        dataset = may_be_learned(name)
         table = exchange_table(dataset, data.seed, ask).add_column("place", list(range(len(dataset))))
         try: kept, left_out = check_exchanges(table, model.processor, context)
         except DataError as e: raise DataError(f"data.recordings: {name}: {e}") from None

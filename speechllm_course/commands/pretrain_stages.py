@@ -64,6 +64,7 @@ def folder_store(folder):
 
 def unlabelled_store(data:PretrainData):
     "Synthesised clips and recordings, whichever the settings ask for."
+    if data.recordings: raise ConfigError("data.recordings: nothing is learned from their words here; name their folders in data.folders")
     spoken = [training_store(data)] if any(getattr(data, name) for name in COUNTS) else []
     stores = spoken + [folder_store(f) for f in data.folders]
     if not stores: raise ConfigError("data: no clip to learn from; raise clips, or name folders")

@@ -17,7 +17,7 @@ from speechllm_course.encoder import Conformer, ctc_collate, transcribe
 from speechllm_course.evaluate import bootstrap, word_errors
 from speechllm_course.lm import name_vocabulary
 from speechllm_course.optimise import TrainConfig
-from speechllm_course.recordings import HELD_OUT_SPEAKER, find_root, load_fsdd
+from speechllm_course.recordings import HELD_OUT_SPEAKER, TRAINING_SPEAKERS, find_root, load_fsdd
 from speechllm_course.voices import can_flite, can_synthesise
 
 ROWS = {  # row → what happens before the labels
@@ -52,7 +52,7 @@ QUICK = Plan(clips=120, spoken_digits=0, flite_clips=0, body=dict(hidden_size=48
 
 def recordings():
     "Energies of real people's recordings, without the speaker that tests; their labels are not looked at."
-    heard = [w for row, w in zip(*decode_rows(load_fsdd())[:2]) if row["voice"] != HELD_OUT_SPEAKER]
+    heard = [w for row, w in zip(*decode_rows(load_fsdd())[:2]) if row["voice"] in TRAINING_SPEAKERS]
     return [folder_store(find_root("barista")), Clips([log_mel_energy(w) for w in heard])]
 
 def settings_of(plan, steps, rate, seed): return TrainConfig(steps=steps, learning_rate=rate, warmup=min(100, steps // 2), final=.05, log_every=max(1, steps // 5), seed=seed, device=plan.device)

@@ -1,5 +1,5 @@
 "bench rl: speech in noise. Reinforcement learning against more fine-tuning: the same start, clips, noise and CPU seconds, and as careful a search for the learning rate."
-import copy, json, random, shutil, string, time
+import copy, json, os, random, shutil, string, time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class Plan:
     start_rate: float = 5e-4
     clips: int = 1500             # synthesised, training voices: the same for every row
     seconds: float = 480.         # of one core, for every run behind the start
-    rates: dict = field(default_factory=lambda: {CONTROL: (1e-6, 3e-6, 1e-5, 3e-5), "mwer": (3e-5, 1e-4, 3e-4), "grpo": (3e-4,)})     # searched on valid, with the first seed: as many tries on either side
+    rates: dict = field(default_factory=lambda: {CONTROL: (1e-6, 3e-6, 1e-5, 3e-5), "mwer": (3e-5, 1e-4, 3e-4), "grpo": (3e-4,)})     # searched on valid, with the first seed; grpo was tried at one rate only
     rewards: dict = field(default_factory=lambda: {"words": 1.})
     group: int = 8
     kl: float = 0.
@@ -85,8 +85,7 @@ def training_clips(encoder, plan, n, seed):
 
 def test_clips(encoder, split, of, n, plan, noise, committed):
     "(rows, examples, hidden states) of the first n of so many clips, with the plan's noise or as they are."
-    dataset = load_world(split, full=not committed, task="order" if plan.task == "order" and not committed else None, **({} if committed else dict(n=of)))
-    if committed and plan.task == "order": dataset = dataset.filter(lambda r: r["task"] == "order")
+    dataset = load_world(split, full=not committed, task="order" if plan.task == "order" else None, **({} if committed else dict(n=of)))
     rows, waveforms = decode_rows(dataset.select(range(min(n, len(dataset)))))[:2]
     return rows, examples(rows, plan.task), encode_all(encoder, [noisy(w, waveforms, plan, f"{split}-{i}") for i, w in enumerate(waveforms)] if noise else waveforms)
 
@@ -108,10 +107,11 @@ def kept(place, model, fit):
     "Give the model the weights at `place`; where there are none, `fit` trains it first. Returns what `fit` told."
     told = place.with_suffix(".json")
     if place.exists(): model.load_state_dict(load_file(place), strict=False); return json.loads(told.read_text())
-    write_text(told, json.dumps(fit()))
+    story = json.dumps(fit())
     moved = {n: w.detach().contiguous() for n, w in model.state_dict().items() if any(m in n for m in MOVES) and n != "lm_head.weight"}        # which is tied to the embeddings
-    save_file(moved, place.with_suffix(".part")); place.with_suffix(".part").replace(place)
-    return json.loads(told.read_text())
+    part = place.with_name(f".{place.name}.{os.getpid()}")                 # several processes may share the folder
+    write_text(told, story); save_file(moved, part); part.replace(place)
+    return json.loads(story)
 
 def tuned(start, row, rate, store, plan, seed, place):
     "One run behind the start, of as many steps as fit into the plan's seconds: (model, its history and CPU seconds)."

@@ -6,9 +6,8 @@ from pathlib import Path
 import torch
 
 from speechllm_course.cache import Joined, fingerprint
-from speechllm_course.commands.fusion_study import begin, encode_all, replies, over_seeds
+from speechllm_course.commands.fusion_study import begin, encode_all, keep, replies, over_seeds
 from speechllm_course.commands.hardware import describe
-from speechllm_course.commands.report import write_text
 from speechllm_course.commands.stores import SpeechData, encoded_store, training_store
 from speechllm_course.corpus import decode_rows, load_world, speak_row
 from speechllm_course.distill import Distilled, read_text
@@ -54,7 +53,6 @@ def tests_of(encoder, plan, committed):
         spoken[condition] = [r["prompt"] for r in asked], [r["answer"] for r in asked], encode_all(encoder, [speak_row(r) for r in asked])
     for name, task in (("words", None), ("questions", "qa"), ("commands", "command")):
         dataset = load_world("test_voices", full=not committed, task=task)
-        if committed and task: dataset = dataset.filter(lambda r: r["task"] == task)
         rows, waveforms = decode_rows(dataset.select(range(min(plan.tests // 2, len(dataset)))))[:2]
         other[name] = rows, examples(rows, task or "asr"), encode_all(encoder, waveforms)
     return spoken, other
@@ -92,7 +90,8 @@ def run(out=None, quick=False):
     if not can_synthesise(): raise ConfigError("bench safety speaks requests of its own; run: pip install espeakng-loader")
     plan, out = QUICK if quick else Plan(), Path(out or f"runs/safety{'-quick' if quick else ''}.json")
     tiny = load_model("tiny"); encoder = tiny.model.encoder.model.eval()
-    saved = begin(out, json.loads(json.dumps(dict(plan=asdict(plan), rows=list(ROWS), tiny=fingerprint(tiny)))), describe(), anew=quick)
+    about = json.loads(json.dumps(dict(plan=asdict(plan), rows=list(ROWS), tiny=fingerprint(tiny)))), describe()
+    saved = begin(out, *about, anew=quick)
     layers = tiny.model.post_process.wanted
     stores = [encoded_store(encoder, store, 1, layers) for store in (training_store(SpeechData(seed=plan.seed, **{"clips": 0, kind: n})) for kind, n in (("clips", plan.clips), ("requests", plan.requests), ("orders", plan.orders)))]
     spoken, other = tests_of(encoder, plan, quick)
@@ -105,8 +104,7 @@ def run(out=None, quick=False):
             if row == "tiny": model, history, seconds = tiny, [], 0.
             elif row == "fine-tuned": model, history, seconds = aligned, aligned_history, aligned_seconds
             else: model, history, seconds = _timed(tiny if row == "rewarded" else aligned, row, stores, plan, seed + 100 * ("orders" in row))
-            saved["rows"].append(dict(row=row, seed=seed, seconds=seconds, history=history, **measure(model, spoken, other)))
-            write_text(out, json.dumps(saved) + "\n"); print(line(row, saved["rows"][-1:]), flush=True)
+            saved = keep(out, about, measured := dict(row=row, seed=seed, seconds=seconds, history=history, **measure(model, spoken, other))); print(line(row, [measured]), flush=True)
     print("\n" + table(saved)); print(f"\n{'--quick: one seed, few clips, two steps: no evidence. ' if quick else ''}written to {out}")
     return saved
 

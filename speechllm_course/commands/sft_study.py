@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np, torch
 
 from speechllm_course.cache import fingerprint
-from speechllm_course.commands.fusion_study import begin, encode_all, replies, over_seeds
+from speechllm_course.commands.fusion_study import begin, encode_all, keep, replies, over_seeds
 from speechllm_course.commands.hardware import describe, peak_memory
 from speechllm_course.commands.pretrain_stages import Clips, Part
-from speechllm_course.commands.report import write_text
 from speechllm_course.commands.stores import SpeechData, encoded_store, training_store
 from speechllm_course.corpus import decode_rows, load_world
 from speechllm_course.distill import Distilled, read_text
@@ -79,7 +78,6 @@ def test_sets(plan, committed):
     "Rows and waveforms of unseen voices for each figure; written questions for what is forgotten."
     def clips(task):
         dataset = load_world("test_voices", full=not committed, task=task)
-        if committed and task: dataset = dataset.filter(lambda r: r["task"] == task)
         return decode_rows(dataset.select(range(min(plan.tests, len(dataset)))))[:2]
     return {name: clips(task) for name, task in (("words", None), ("questions", "qa"), ("commands", "command"))}
 
@@ -109,11 +107,12 @@ def run(out=None, quick=False, only=None, seeds=None):
     plan, out = QUICK if quick else Plan(), Path(out or f"runs/sft{'-quick' if quick else ''}.json")
     lm, tokenizer = load_lm("lm")
     parts = new_model(connector=CONNECTOR)
-    saved = begin(out, json.loads(json.dumps(dict(plan=asdict(plan), rows=ROWS, parts=fingerprint(parts.model.encoder, lm)))), describe(), anew=quick)
+    about = json.loads(json.dumps(dict(plan=asdict(plan), rows=ROWS, parts=fingerprint(parts.model.encoder, lm)))), describe()
+    saved = begin(out, *about, anew=quick)
     pool = training_store(SpeechData(clips=plan.clips, seed=plan.seed))
     if quick: pool = Part(pool, range(min(plan.clips, len(pool))))
     states, sets = encoded_store(parts.model.encoder.model, pool, 1), test_sets(plan, quick or not can_synthesise())
-    if "before" not in saved: saved["before"] = dict(written=float(np.mean(read_right(lm, tokenizer, plan.tests))))
+    if "before" not in saved: saved = keep(out, about, before=dict(written=float(np.mean(read_right(lm, tokenizer, plan.tests)))))
     few = sorted(range(len(pool)), key=lambda i: -pool.rows[i]["frames"])[:40]           # memory is needed by the longest
     for seed in seeds or plan.seeds:
         left = [row for row in only or ROWS if not any((r["row"], r["seed"]) == (row, seed) for r in saved["rows"])]
@@ -123,8 +122,7 @@ def run(out=None, quick=False, only=None, seeds=None):
             model, history, moving = climbed(start, row, pool, states, plan, seed)
             seconds = time.perf_counter() - began
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as other: memory = other.submit(peak, row, plan, [pool.rows[i] for i in few], [pool[i] for i in few]).result()
-            saved["rows"].append(dict(row=row, seed=seed, moving=moving, loss=history[-1]["loss"], seconds=seconds, memory=memory, **measure(model, sets, plan)))
-            write_text(out, json.dumps(saved, indent=1) + "\n"); print(line(row, saved["rows"][-1:], saved), flush=True)
+            saved = keep(out, about, measured := dict(row=row, seed=seed, moving=moving, loss=history[-1]["loss"], seconds=seconds, memory=memory, **measure(model, sets, plan))); print(line(row, [measured], saved), flush=True)
     print("\n" + table(saved)); print(f"\n{'--quick: one seed, few clips, a few steps: no evidence. ' if quick else ''}written to {out}")
     return saved
 

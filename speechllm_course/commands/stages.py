@@ -1,5 +1,5 @@
 "Training stages from a config file. The shipped recipes are the YAML files beside this module."
-import functools, json, re, time
+import functools, json, os, re, time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from accelerate import PartialState
 from speechllm_course.cache import fingerprint
 from speechllm_course.commands.hardware import peak_memory
 from speechllm_course.commands.options import check_numbers, known_options, started_from
-from speechllm_course.commands.own_clips import asking, recording_batches, with_recordings
+from speechllm_course.commands.own_clips import asking, recording_batches, remember, with_recordings
 from speechllm_course.commands.pretrain_stages import PretrainData, pretrain_stage
 from speechllm_course.commands.stores import COUNTS, SpeechData, encoded_store, training_store
 from speechllm_course.commands.unit_stages import unit_lm_stage, units_stage, vocoder_stage
@@ -144,7 +144,7 @@ def rl_stage(config):
     settings = check_config(dict(config.rl), RLConfig)
     check_rl(settings)
     if train_settings.accumulation > 1: raise ConfigError("train.accumulation: replies are compared and averaged within a batch, and several batches a step would count by the length of their right answers; set accumulation: 1 and raise data.budget")
-    if settings.updates > 1 and PartialState().num_processes > 1: raise ConfigError("rl.updates: several steps with the same replies need one process; set updates: 1")
+    if settings.updates > 1 and os.environ.get("WORLD_SIZE", "1") != "1": raise ConfigError("rl.updates: several steps with the same replies need one process; set updates: 1")
     model, batches, save = speechllm_stage(config)
     policy = Policy(model, settings, config.train.get("trainable", train_settings.trainable))
     return policy, Prompts(batches, settings, train_settings.seed), save, Policy.figures
@@ -214,12 +214,19 @@ def _check_views(config, model):
 
 STAGES = dict(lm=lm_stage, encoder=encoder_stage, speechllm=speechllm_stage, rl=rl_stage, pretrain=pretrain_stage, units=units_stage, vocoder=vocoder_stage, unit_lm=unit_lm_stage)
 
+def _check_out(out, resume):
+    "Raise where nothing can be written, before time is spent; say what a new run replaces."
+    there = next(place for place in (Path(out), *Path(out).absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK): raise ConfigError(f"out: {there} {'cannot be written' if there.is_dir() else 'is no folder'}; name another one")
+    if not resume and (Path(out) / "latest").exists(): print(f"{out}: a former run's {(Path(out) / 'latest').read_text()} gives way to this one; --resume would go on with it")
+
 def run_stage(config:Stage, resume=False, dry_run=False, device="auto", quiet=False):
     "Train one stage and save the finished model in its out folder."
     check_stage(config)
     settings = check_config(dict(config.train), TrainConfig)
     if settings.out: raise ConfigError("train.out: the folder is named at the top of the file: out")
     settings.out, settings.device = config.out, settings.device if device == "auto" else device
+    _check_out(config.out, resume)
     if dry_run: config.data = _sample(config)
     torch.manual_seed(settings.seed)
     if config.stage == "units": return units_stage(config, dry_run)       # k-means: no steps
@@ -232,7 +239,9 @@ def run_stage(config:Stage, resume=False, dry_run=False, device="auto", quiet=Fa
     print(f"{config.stage}: {sum(p.numel() for p in model.parameters()):,} parameters, {count:,} of them move")
     if dry_run: return estimate(model, batches, settings)
     history = train(model, batches, settings, resume=resume, quiet=quiet, watch=watch[0] if watch else None)
-    if PartialState().is_main_process: save(config.out)
+    if PartialState().is_main_process:
+        save(config.out)
+        if config.stage in ("speechllm", "rl"): remember(config)
     PartialState().wait_for_everyone()                   # nobody goes on to load a model that is half written
     return history
 

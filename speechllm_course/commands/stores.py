@@ -37,7 +37,7 @@ class SpeechData:
     isolated_digits: int = 0      # synthesised digits as recorders leave them, in many mother tongues
     real_digits: int = 0          # single real digits, cut close, where the recordings are at hand
     blended_digits: int = 0       # digits by somebody between two real speakers, likewise
-    recordings: list = field(default_factory=list)     # speechllm: recordings of your own besides: folders with a metadata.csv, or barista, fsdd:SPEAKER
+    recordings: list = field(default_factory=list)     # speechllm: recordings of your own besides: folders with a metadata.csv, or barista:course, fsdd:SPEAKER
     repeat: int = 1               # how often each of these comes in an epoch
     seed: int = 100               # of texts and voices
     budget: int = 5000            # padded log-mel frames a batch

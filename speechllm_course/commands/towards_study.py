@@ -1,15 +1,14 @@
 "bench towards: does an encoder that was trained towards the language model make the connector's work easier?"
-import copy, json, time
+import copy, json, os, shutil, time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np, torch
 
 from speechllm_course.cache import fingerprint
-from speechllm_course.commands.fusion_study import OfLayers, begin, encode_all, replies, over_seeds
+from speechllm_course.commands.fusion_study import OfLayers, begin, encode_all, keep, replies, over_seeds
 from speechllm_course.commands.hardware import describe
 from speechllm_course.commands.pretrain_stages import PretrainData, PretrainModel, Part, fresh_start, pretrain_once, spell
-from speechllm_course.commands.report import write_text
 from speechllm_course.commands.stores import SpeechData, encoded_store, training_store
 from speechllm_course.corpus import decode_rows, load_world
 from speechllm_course.encoders import LogMelExtractor
@@ -85,7 +84,8 @@ def run(out=None, quick=False, only=None):
     "All rows and seeds; every finished row is kept in `out`, and a second call goes on behind the last one."
     plan, out = QUICK if quick else Plan(), Path(out or f"runs/towards{'-quick' if quick else ''}.json")
     lm, tokenizer = load_lm("lm")
-    saved = begin(out, dict(plan=json.loads(json.dumps(asdict(plan))), rows=ROWS, lm=fingerprint(lm)), describe(), anew=quick)
+    about = dict(plan=json.loads(json.dumps(asdict(plan))), rows=ROWS, lm=fingerprint(lm)), describe()
+    saved = begin(out, *about, anew=quick)
     pool = training_store(SpeechData(clips=plan.clips, spoken_digits=plan.spoken_digits, seed=100))
     if quick: pool = Part(pool, range(min(plan.clips, len(pool))))
     rows, waveforms, _ = decode_rows(load_world("valid").select(range(24 if quick else 100)))
@@ -97,13 +97,13 @@ def run(out=None, quick=False, only=None):
         if set(left) - {"random"}: pretrain_once(PretrainModel("bestrq"), PretrainData(budget=plan.budget, seed=seed), pool, pretrained, settings_of(plan.pretrain, plan.rate, seed))
         guessing = time.perf_counter() - began
         for row in left:
-            folder, began = out.with_suffix("") / "encoder", time.perf_counter() - (0 if row == "random" else guessing)
+            folder, began = out.with_suffix("") / f"encoder-{os.getpid()}", time.perf_counter() - (0 if row == "random" else guessing)
             encoder = fresh_start(plan.body, len(tokenizer), seed) if row == "random" else copy.deepcopy(pretrained)
             if row.endswith("CTC"): spell(encoder, pool, tokenizer, plan.budget, settings_of(plan.again, plan.rate, seed))
             if row.endswith("next token"): encoder = through_the_lm(encoder, pool, plan, seed, folder)
             seconds = time.perf_counter() - began
-            saved["rows"].append(dict(row=row, seed=seed, pretrain_seconds=seconds, **connect(encoder, pool, plan, seed, (rows, waveforms), tests, folder)))
-            write_text(out, json.dumps(saved, indent=1) + "\n"); print(line(row, saved["rows"][-1:]), flush=True)
+            saved = keep(out, about, measured := dict(row=row, seed=seed, pretrain_seconds=seconds, **connect(encoder, pool, plan, seed, (rows, waveforms), tests, folder))); print(line(row, [measured]), flush=True)
+            shutil.rmtree(folder, ignore_errors=True)
     print("\n" + table(saved)); print(f"\n{'--quick: one seed, few clips, a few steps: no evidence. ' if quick else ''}written to {out}")
     return saved
 

@@ -7,10 +7,9 @@ import numpy as np, torch
 
 from speechllm_course.audio import log_mel_energy
 from speechllm_course.cache import fingerprint
-from speechllm_course.commands.fusion_study import begin, over_seeds
+from speechllm_course.commands.fusion_study import begin, keep, over_seeds
 from speechllm_course.commands.hardware import describe
 from speechllm_course.commands.pretrain_stages import Clips, Part
-from speechllm_course.commands.report import write_text
 from speechllm_course.commands.stores import SpeechData, training_store
 from speechllm_course.corpus import decode_rows, load_world
 from speechllm_course.encoder import with_edges
@@ -108,7 +107,8 @@ def run(out=None, quick=False, only=None):
     "All rows and seeds; every finished row is kept in `out`, and a second call goes on behind the last one."
     plan, out = QUICK if quick else Plan(), Path(out or f"runs/whole{'-quick' if quick else ''}.json")
     units = UnitTokenizer.load("units")
-    saved = begin(out, dict(plan=json.loads(json.dumps(asdict(plan))), rows=list(ROWS), parts=fingerprint(load_ears("encoder")[0], load_lm("lm")[0], units.centres)), describe(), anew=quick)
+    terms = dict(plan=json.loads(json.dumps(asdict(plan))), rows=list(ROWS), parts=fingerprint(load_ears("encoder")[0], load_lm("lm")[0], units.centres)), describe()
+    saved = begin(out, *terms, anew=quick)
     store, rows = clips_of(plan, units)
     (ears, _), tokenizer = load_ears("encoder"), load_lm("lm")[1]
     about, waveforms, _ = decode_rows(load_world("valid").select(range(24 if quick else 100)))
@@ -121,8 +121,7 @@ def run(out=None, quick=False, only=None):
     for seed in plan.seeds:
         for row in only or ROWS:
             if any((r["row"], r["seed"]) == (row, seed) for r in saved["rows"]): continue
-            saved["rows"].append(one_run(row, seed, plan, store, rows, valid, tests, texts, units))
-            write_text(out, json.dumps(saved, indent=1) + "\n"); print(line(row, saved["rows"][-1:]), flush=True)
+            saved = keep(out, terms, measured := one_run(row, seed, plan, store, rows, valid, tests, texts, units)); print(line(row, [measured]), flush=True)
     print("\n" + table(saved)); print(f"\n{'--quick: one seed, few clips, a few steps: no evidence. ' if quick else ''}written to {out}")
     return saved
 
