@@ -148,7 +148,8 @@ def score(
 ) -> dict: # n, wer, exact, ci95, refused, over_refused: null where a figure has no meaning
     "Figures with a 95 % bootstrap interval (of the WER for transcripts, of exactness for everything else)."
     right = [r for _, _, r in chosen]
-    hits = [text_to_slots(normalise(a)) == text_to_slots(normalise(b)) if text_to_slots(b) else normalise(a) == normalise(b) for a, b in zip(replies, right)]
+    def same(a, b): return text_to_slots(a) == text_to_slots(b) and len(a.split()) == len(b.split()) if text_to_slots(b) else a == b      # fields in any order, and nothing besides
+    hits = [same(normalise(a), normalise(b)) for a, b in zip(replies, right)]
     out = dict(n=len(chosen), wer=None, exact=round(sum(hits) / len(hits), 4), ci95=[round(x, 4) for x in bootstrap(hits)], refused=None, over_refused=None)
     if task == "asr":
         errors, words = zip(*(word_errors(b, a) for a, b in zip(replies, right)))

@@ -75,8 +75,8 @@ def replies_to(
     "Everything that may be asked about a clip."
     right = {"asr": row["text"]}
     if row["task"] == "digit":
-        right["digit"] = row["answer"]
-        right |= {language: " ".join(words[int(d)] for d in row["answer"].split()) for language, words in LANGUAGES.items()}
+        right["digit"], digits = row["answer"], row["answer"].split()
+        if all(d in map(str, range(10)) for d in digits): right |= {language: " ".join(words[int(d)] for d in digits) for language, words in LANGUAGES.items()}    # somebody's own table may say "seven", or 42
     elif row["task"] not in ("story", "asr"): right["answer"] = row["answer"]
     if row["task"] in ("command", "order"): right[row["task"]] = row["answer"]
     return right | {aspect: row[aspect] for aspect in ("pace", "pitch", "accent") if row.get(aspect)}

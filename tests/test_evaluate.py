@@ -15,3 +15,9 @@ def test_another_kind_of_model_is_named():
     from speechllm_course.lm import not_there
     said = ValueError("Unrecognized configuration class <class 'transformers.models.hubert.configuration_hubert.HubertConfig'> for this kind of AutoModel: AutoModelForCausalLM.")
     assert "it holds a hubert" in str(not_there("facebook/hubert-base-ls960", "language model", said))
+
+def test_an_order_with_something_besides_is_not_exact():
+    from speechllm_course.evaluate import score
+    rows, right = [dict(text="a latte", task="order", answer="drink=latte size=small")], "drink=latte size=small"
+    hits = {reply: score(rows, [(0, "answer", right)], [reply], "order")["exact"] for reply in ("size=small drink=latte", "Drink=latte size=small.", "sorry i cannot do that drink=latte size=small", "drink=mocha drink=latte size=small")}
+    assert list(hits.values()) == [1., 1., 0., 0.]

@@ -83,3 +83,21 @@ def test_rows_are_checked_before_training(tiny, table):
 def test_the_collator_can_be_sent_to_workers(tiny, table):
     collator = pickle.loads(pickle.dumps(SpeechCollator(tiny.processor)))
     assert collator(list(table.select(range(2))))["input_features"].shape[0] == 2
+
+def test_a_row_about_which_nothing_can_be_asked_is_named_and_left_out(tiny, tmp_path):
+    from speechllm_course.audio import save_audio
+    from speechllm_course.instructions import replies_to
+    from speechllm_course.recordings import load_folder
+    save_audio(tmp_path / "a.wav", torch.randn(16_000) * .1)
+    (tmp_path / "metadata.csv").write_text("file_name,text,task,answer\na.wav,,asr,\na.wav,seven,digit,seven\na.wav,four two,digit,42\na.wav,hello,asr,hello\n")
+    rows = load_folder(tmp_path)
+    assert "spanish" not in replies_to(rows[1]) and "spanish" not in replies_to(rows[2])
+    kept, left_out = check_exchanges(exchange_table(rows), tiny.processor, 512)
+    assert len(kept) == 3 and len(left_out) == 1 and "the answer is empty" in left_out[0]
+
+def test_transcripts_reach_a_batch_in_which_one_is_missing(tiny):
+    rows = [dict(audio=dict(bytes=None, path=None), text=t, prompt="answer", answer="yes") for t in ("hello", "")]
+    from unittest import mock
+    from speechllm_course import trainers
+    with mock.patch.object(trainers, "load_audio", lambda audio: torch.randn(8000) * .1): batch = SpeechCollator(tiny.processor)(rows)
+    assert batch["transcript_ids"].shape[0] == 2 and bool((batch["transcript_ids"][1] == -100).all())
