@@ -603,6 +603,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'speechllm_course/processor.py'),
                                             'speechllm_course.processor.add_placeholder': ( 'processor.html#add_placeholder',
                                                                                             'speechllm_course/processor.py'),
+                                            'speechllm_course.processor.cast_weights': ( 'processor.html#cast_weights',
+                                                                                         'speechllm_course/processor.py'),
                                             'speechllm_course.processor.identity_of_parts': ( 'processor.html#identity_of_parts',
                                                                                               'speechllm_course/processor.py'),
                                             'speechllm_course.processor.load_difference': ( 'processor.html#load_difference',

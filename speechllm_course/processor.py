@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CutClip', 'warn_long', 'ClipProcessor', 'SpeechLLMProcessor', 'load_ears', 'add_placeholder', 'new_model',
            'transcript_ids', 'spoken_exchange', 'read_rows', 'speech_collate', 'identity_of_parts', 'save_difference',
-           'load_difference', 'load_model']
+           'load_difference', 'cast_weights', 'load_model']
 
 # %% ../nbs/06c_processor.ipynb #processor-003
 import difflib, json, os, random, warnings
@@ -270,6 +270,14 @@ def _no_model(source, folder):
     near = difflib.get_close_matches(str(source), shipped, 1)
     return f"{source}: no model there: " + (f"did you mean {near[0]}?" if near else f"no such folder, and not one of the shipped models ({', '.join(shipped)})")
 
+def cast_weights(
+    model, # any module
+    dtype:torch.dtype, # of its parameters from now on
+): # the same module
+    "Cast parameters and no buffers: rotations keep their 32 bits, as in transformers' own `from_pretrained`."
+    for p in model.parameters(): p.data = p.data.to(dtype)
+    return model
+
 def load_model(
     source="tiny", # a shipped model by name, or a folder that `save_difference` or `save_pretrained` wrote
     device:str="cpu", # where to put it
@@ -278,9 +286,7 @@ def load_model(
     "Load a speech LLM. Raises `FileNotFoundError` or `ValueError`, in one line, for what is missing, foreign or broken."
     folder = find_artifact(source)
     if (folder / "slots.json").exists():
-        model = load_difference(folder).to(device)
-        for p in model.parameters(): p.data = p.data.to(dtype)     # weights only: rotations keep their 32 bits, as in transformers
-        return model.eval()
+        return cast_weights(load_difference(folder).to(device), dtype).eval()
     if not (folder / "config.json").exists(): raise FileNotFoundError(_no_model(source, folder))
     try: kind = json.loads((folder / "config.json").read_text()).get("model_type", "model of no type")
     except (OSError, ValueError): raise ValueError(f"{folder}: config.json cannot be read; save the model again") from None

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from .cache import fingerprint
 from .corpus import find_artifact
 from .lora import adapters, add_lora, lora_layers, use_adapter
-from .processor import load_model
+from .processor import cast_weights, load_model
 
 # %% ../nbs/14f_sharing.ipynb #sharing-015
 def _tensors(model, name):
@@ -131,5 +131,4 @@ def load_with_adapter(
     about = _read(folder)[1]
     model = load_model(about["base"]).to(device)
     load_adapter(model, folder)
-    for p in model.parameters(): p.data = p.data.to(dtype)
-    return model.eval()
+    return cast_weights(model, dtype).eval()

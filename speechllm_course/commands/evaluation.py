@@ -102,17 +102,15 @@ def run(data, root, task, part, input, model, committed, seed, limit, diagnose, 
         result["diagnosis"] = diagnose_model(whole, rows, waveforms, before, lm, clips=diagnose_clips, questions=world.sentences(max(100, diagnose_clips), "diagnose", test_text=True, task="qa"), learn=as_in_training(whole.processor))
     return result
 
-class _Clips:
-    "Clips in memory, in the place of an `ArrayStore`, each with one exchange."
-    def __init__(self, waveforms, prompts, replies):
-        self.energies = [log_mel_energy(w) for w in waveforms]
-        self.rows = [dict(id=str(i), text="", pair=pair) for i, pair in enumerate(zip(prompts, replies))]
-    def __getitem__(self, i): return self.energies[i]
-
 def as_in_training(processor):
     "How trainings of this course make a batch, without augmentation: (waveforms, prompts, replies) → batch; None for encoders with a front end of their own, whose trainings use the processor itself."
+    from speechllm_course.commands.pretrain_stages import Clips
     if processor.frames["kind"] != "quarter": return None
-    return lambda *exchanges: speech_collate(_Clips(*exchanges), processor, ask=lambda row, rng: row["pair"], change=False)(range(len(exchanges[0])), torch.Generator().manual_seed(0))
+    def learn(waveforms, prompts, replies):
+        store = Clips([log_mel_energy(w) for w in waveforms])
+        for row, pair in zip(store.rows, zip(prompts, replies)): row.update(text="", pair=pair)
+        return speech_collate(store, processor, ask=lambda row, rng: row["pair"], change=False)(range(len(waveforms)), torch.Generator().manual_seed(0))
+    return learn
 
 LONG = 20 * 16_000     # samples: shorter clips fit into any language model here
 
