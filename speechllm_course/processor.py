@@ -189,6 +189,7 @@ def speech_collate(
     ask=None, # (row, rng) → (prompt, answer), in the place of the two shares above
     read=None, # (row, prompt) → what a teacher reads in the place of the clip, or None where reading does not help; adds the keys read_…
     change:bool=True, # change every clip at random, anew for every batch; False: as it was stored
+    questions:float=0., # share of the text-only exchanges that is drawn from questions alone
 ): # a function (indices, generator) → batch, for `Batches`
     "Batches of spoken exchanges for the speech LLM."
     ask = ask or (lambda row, rng: spoken_exchange(row, rng, transcribe, manner))
@@ -198,7 +199,9 @@ def speech_collate(
         frames = [len(c) if cached else int(count_frames(processor.frames, len(c))) for c in clips]
         pairs = [ask(store.rows[i], rng) for i in indices]
         rows = processor.rows([processor.span_length(n) for n in frames], [p for p, _ in pairs], [a for _, a in pairs])
-        for u in sentences(int(text_share * len(indices)), rng.getrandbits(40)):
+        texts = int(text_share * len(indices))
+        asked = round(questions * texts)
+        for u in sentences(texts - asked, rng.getrandbits(40)) + (sentences(asked, rng.getrandbits(40), task="qa") if asked else []):
             prompt, answer = ask(asdict(u), rng)
             rows.append(chat(processor.tokenizer, prompt, u.text, answer))
         batch = pad_rows(rows, processor.tokenizer.pad_token_id) | dict(names=[store.rows[i]["id"] for i in indices])

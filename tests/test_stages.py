@@ -46,9 +46,22 @@ def test_views_differ_and_are_kept(store, model):
     assert any(plain[k].shape != augmented[k].shape or not torch.allclose(plain[k], augmented[k], atol=.1) for k in plain)
 
 @pytest.mark.parametrize("data, train, part", [
-    (dict(views=1, augment=True), dict(trainable=["connector"]), "fixed views"), (dict(views=1), {}, "frozen encoder"), (dict(views=1), dict(trainable=["encoder"]), "frozen encoder")])
-def test_contradictions_with_the_cache_are_refused(data, train, part):
+    (dict(views=1, augment=True), dict(trainable=["connector"]), "fixed views"), (dict(views=1), {}, "frozen encoder"), (dict(views=1), dict(trainable=["encoder"]), "frozen encoder"),
+    (dict(text_questions=.5), dict(trainable=["connector"]), "set data.text_share"), (dict(text_share=.5, text_questions=50), dict(trainable=["connector"]), "a share, from 0 to 1")])
+def test_contradictions_are_refused(data, train, part):
     with pytest.raises(ConfigError, match=part): run_stage(Stage(stage="speechllm", data=dict(clips=4, **data), train=dict(steps=1, **train)))
+
+@pytest.mark.parametrize("questions, kinds", [(1., {"qa"}), (0., {"qa", "command", "order", "digit", "refuse", "story"})])
+def test_text_alone_is_of_the_whole_world_or_questions(store, model, questions, kinds):
+    seen = set()
+    def ask(row, rng): seen.add(row["task"]); return "answer", row["answer"]
+    rows = [0, 1, 2] * 20
+    collate = speech_collate(store, model.processor, text_share=1., ask=lambda row, rng: ask(row, rng) if "frames" not in row else ("answer", row["answer"]), questions=questions)
+    batch = collate(rows, torch.Generator().manual_seed(0))
+    assert len(batch["labels"]) == 120 and seen == kinds
+
+def test_questions_besides_are_questions():
+    assert {r["task"] for r in training_store(SpeechData(clips=0, questions=6, seed=1)).rows} == {"qa"}
 
 def test_a_stage_trains_from_cached_views(tmp_path, capsys):
     history = run_stage(Stage(stage="speechllm", out=str(tmp_path / "out"), data=dict(clips=6, seed=1, views=2, budget=2000), train=dict(steps=2, log_every=1, trainable=["connector"])), device="cpu", quiet=True)

@@ -65,7 +65,7 @@ def with_recordings(store, data, model, ask):
 def recording_batches(config, data, model, ask, read):
     "Batches of recordings alone, through the processor of any encoder; nothing is augmented."
     if not data.recordings: raise ConfigError("encoder: synthesised clips are kept as log-mel energies, which only our conformer hears; name folders of recordings in data.recordings, or use encoder: encoder")
-    given = [key for key in (*COUNTS, "views", "text_share") if config.data.get(key)]
+    given = [key for key in (*COUNTS, "views", "text_share", "text_questions") if config.data.get(key)]
     if given: raise ConfigError(f"data.{given[0]}: works with our conformer alone; drop it, or use encoder: encoder")
     rows, collator = [row for dataset in usable_recordings(data, model, ask) for row in dataset], SpeechCollator(model.processor)
     def collate(indices, generator):

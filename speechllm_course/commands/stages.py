@@ -125,6 +125,8 @@ def speechllm_stage(config):
     _thaw(config, model)
     if data.views: _check_views(config, model)
     if data.manner and not data.views: raise ConfigError("data.manner: augmentation changes pace and pitch, and so falsifies the answer; set data.views: 1 or more (the first view is plain, and only that one is asked), or data.manner: 0")
+    if not 0 <= data.text_questions <= 1: raise ConfigError(f"data.text_questions: {data.text_questions} is a share, from 0 to 1, of the text-only exchanges")
+    if data.text_questions and not data.text_share: raise ConfigError("data.text_questions: a share of text-only exchanges, of which there are none; set data.text_share, or drop it")
     ask, read = _exchanges(config, data)
     learner = _learner(config, model)
     if not ours: return learner, recording_batches(config, data, model, ask, read), _saving(config, model)
@@ -132,7 +134,7 @@ def speechllm_stage(config):
     if data.recordings: store = with_recordings(store, data, model, ask)
     if data.views: store = encoded_store(model.model.encoder.model, store, data.views, model.model.post_process.wanted)
     lengths = [r["frames"] * (4 if data.views else 1) for r in store.rows]             # the budget counts log-mel frames
-    batches = Batches(lengths, speech_collate(store, model.processor, data.transcribe, data.text_share, bool(data.views), data.manner, ask, read, data.augment), data.budget, data.seed)
+    batches = Batches(lengths, speech_collate(store, model.processor, data.transcribe, data.text_share, bool(data.views), data.manner, ask, read, data.augment, data.text_questions), data.budget, data.seed)
     return learner, batches, _saving(config, model)
 
 def rl_stage(config):

@@ -21,12 +21,13 @@ ANSWERING = Voice("m3", "american", 165, 45, 50)      # who says the answers tha
 CHANGED = {"digit-strings": 4, "isolated-digits": 4, "blended-digits": 4}     # kinds that have changed since
 PART = 2000       # clips a store: one process speaks them from its start, so that they repeat
 
-COUNTS = ("clips", "orders", "requests", "spoken_digits", "spoken_answers", "answering", "flite_clips", "digit_strings", "isolated_digits", "real_digits", "blended_digits")     # fields that say how many
+COUNTS = ("clips", "questions", "orders", "requests", "spoken_digits", "spoken_answers", "answering", "flite_clips", "digit_strings", "isolated_digits", "real_digits", "blended_digits")     # fields that say how many
 
 @dataclass
 class SpeechData:
     "What a stage that hears is trained on."
     clips: int = 2000             # synthesised utterances (the committed ones where nothing can be synthesised)
+    questions: int = 0            # synthesised questions besides
     orders: int = 0               # synthesised coffee orders besides
     requests: int = 0             # synthesised requests, half of them to be refused, in wordings that the world has not (lesson 15f)
     spoken_digits: int = 0        # synthesised strings of digits besides
@@ -47,6 +48,7 @@ class SpeechData:
     views: int = 0                # speechllm: cache the frozen encoder's output for so many fixed augmentations of every clip (0: no cache)
     transcribe: float = 0.35      # share of exchanges that ask for the words
     text_share: float = 0.0       # text-only exchanges added, as a share of the batch
+    text_questions: float = 0.0   # speechllm: share of these that is drawn from questions alone
     manner: float = 0.0           # share of exchanges that ask how it was said (needs views: augmentation would falsify the answer, so only the first view, which is plain, is asked)
     instruct: bool = False        # speechllm: every task in many wordings, in the place of transcribe; asks for manner where manner is above 0
     clean: bool = False           # the clips as they were spoken, with their pitch: no recording condition
@@ -59,6 +61,8 @@ def _manner(n, seed):
 
 def _clean(n, seed):
     for row, waveform in _world(n, seed): yield row | dict(hz=median_pitch(waveform)), waveform
+
+def _questions(n, seed): yield from _world(n, f"questions-{seed}", "qa")
 
 def _orders(n, seed): yield from _world(n, f"orders-{seed}", "order")
 
@@ -92,7 +96,7 @@ def _flite(n, seed):
 def _committed(n, seed):
     for row, waveform in zip(*decode_rows(load_world("train"))[:2]): yield {k: v for k, v in row.items() if k != "audio"}, waveform
 
-KINDS = {"world": _world, "manner": _manner, "clean": _clean, "orders": _orders, "requests": _requests, "spoken-digits": _spoken_digits, "spoken-answers": _answers, "clean-answers": _clean_answers, "answering": _answering, "flite": _flite, "committed": _committed, "committed-manner": _committed, "digit-strings": digit_strings,
+KINDS = {"world": _world, "manner": _manner, "clean": _clean, "questions": _questions, "orders": _orders, "requests": _requests, "spoken-digits": _spoken_digits, "spoken-answers": _answers, "clean-answers": _clean_answers, "answering": _answering, "flite": _flite, "committed": _committed, "committed-manner": _committed, "digit-strings": digit_strings,
          "isolated-digits": isolated_digits, "real-digits": real_digits, "blended-digits": blended_digits}
 STEADY = ("manner", "committed-manner")           # their speed stays as it is: labels say how somebody spoke
 READY = ("clean", "clean-answers", "answering", "isolated-digits", "real-digits", "blended-digits")          # their recording condition is what it should be
@@ -119,7 +123,7 @@ def hurried(store):
 def training_store(data:SpeechData) -> Joined:
     "Energies of the training clips, each with one random recording condition; made once, then read from the cache. Raises `ConfigError` for settings that contradict each other."
     if data.clean and data.manner: raise ConfigError("data.clean: clips that are asked how they were said get a recording condition; drop clean, or manner")
-    wanted = {"manner" if data.manner else "clean" if data.clean else "world": data.clips, "orders": data.orders, "requests": data.requests, "spoken-digits": data.spoken_digits, "clean-answers" if data.clean else "spoken-answers": data.spoken_answers, "answering": data.answering, "flite": data.flite_clips, "digit-strings": data.digit_strings,
+    wanted = {"manner" if data.manner else "clean" if data.clean else "world": data.clips, "questions": data.questions, "orders": data.orders, "requests": data.requests, "spoken-digits": data.spoken_digits, "clean-answers" if data.clean else "spoken-answers": data.spoken_answers, "answering": data.answering, "flite": data.flite_clips, "digit-strings": data.digit_strings,
               "isolated-digits": data.isolated_digits, "real-digits": data.real_digits, "blended-digits": data.blended_digits}
     if not can_synthesise():
         spoken = [kind for kind, n in wanted.items() if n and kind not in (*RECORDED, "flite")]
