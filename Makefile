@@ -39,7 +39,7 @@ results: $(VENV)/ready          ## measure what is shipped and renew the README'
 	$(EVAL)/resynthesis-test_voices.json --data world:test_voices --task resynthesis
 	$(BIN)/python -m speechllm_course.commands.figures
 
-study: $(VENV)/ready            ## compare every fusion choice, and conversion with units (hours on 2 cores; goes on where it stopped)
+study: $(VENV)/ready            ## compare every fusion choice, and conversion with units (hours on 2 cores; goes on where it stopped, and says so where older figures are of other clips or weights: move them away first)
 	$(BIN)/speechllm bench fusion --out data/results/fusion.json
 	$(BIN)/speechllm bench fusion --transcripts --out data/results/fusion-transcripts.json
 	$(BIN)/speechllm bench fusion --loudness --out data/results/fusion-loudness.json

@@ -177,7 +177,7 @@ def speed(out: Annotated[Optional[Path], typer.Option(help="write the JSON here 
 
 @bench_app.command()
 def fusion(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few steps: every row runs, no figure is evidence")] = False,
-           transcripts: Annotated[bool, typer.Option(help="connectors only, trained on transcripts alone for at most two minutes each")] = False,
+           transcripts: Annotated[bool, typer.Option(help="connectors only, trained on transcripts alone for about two minutes each")] = False,
            loudness: Annotated[bool, typer.Option(help="one connector, its span as loud as words, louder, quieter: does it matter?")] = False,
            out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped (default: runs/fusion.json)")] = None,
            row: Annotated[Optional[list[str]], typer.Option(help="only this row; may be given several times")] = None):

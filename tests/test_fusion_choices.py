@@ -3,6 +3,7 @@ import json, shutil, time
 from dataclasses import replace
 
 import pytest, torch, yaml
+from safetensors import safe_open
 
 from test_model import CHOICES
 from speechllm_course.commands import fusion_study
@@ -22,9 +23,10 @@ def write_config(folder, **more):
 @pytest.mark.parametrize("choice", CHOICES, ids=name)
 def test_trains_from_a_config_file_saves_loads_answers(choice, tmp_path):
     post_process, connector = choice
-    options = {} if connector["name"] != "hard" else dict(train=dict(steps=2, log_every=1, trainable=["connector"]))
-    history = run_stage(read_config(write_config(tmp_path, model=dict(post_process=post_process, connector=connector), **options)), device="cpu", quiet=True)
+    adapted = dict(thaw="lora", train=dict(steps=2, log_every=1))              # the slots and adapters in the language model
+    history = run_stage(read_config(write_config(tmp_path, model=dict(post_process=post_process, connector=connector), **adapted)), device="cpu", quiet=True)
     assert len(history) == 2 and all(torch.isfinite(torch.tensor(h["loss"])) for h in history)
+    with safe_open(tmp_path / "out" / "difference.safetensors", "pt") as saved: assert any("language_model" in key for key in saved.keys())
     model = load_model(tmp_path / "out")
     assert model.config.post_process == post_process and model.config.connector == connector
     assert isinstance(model.answer(torch.randn(20_000) * .1, "transcribe", 8), str)
@@ -72,8 +74,8 @@ def test_other_encoders_fit_the_same_slot(kind, post_process):
         features, mask = build_slot("post_process", post_process, width=encoder.width, layers=encoder.layers, d_lm=16)(out.hidden_states, out.mask)
     assert features.shape == (*out.mask.shape, encoder.width) and torch.equal(mask, out.mask) and bool(torch.isfinite(features).all())
 
-@pytest.mark.parametrize("kind", ["whisper", "hubert", "wav2vec2", "wavlm"])
-def test_a_saved_encoder_is_loaded_and_heard(tmp_path, kind):
+@pytest.mark.parametrize("kind, post_process", [("whisper", dict(name="attention")), ("hubert", dict(name="weighted")), ("wav2vec2", dict(name="layer_attention")), ("wavlm", dict(name="concat")), ("whisper", dict(name="final")), ("wavlm", dict(name="attention"))], ids=str)
+def test_a_saved_encoder_is_loaded_and_heard(tmp_path, kind, post_process):
     "A checkpoint as transformers saves it; the states behind our interface are those of transformers' own model."
     from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
     torch.manual_seed(0)
@@ -84,7 +86,7 @@ def test_a_saved_encoder_is_loaded_and_heard(tmp_path, kind):
     x = extractor(clip.numpy(), sampling_rate=16_000, return_tensors="pt")["input_features" if kind == "whisper" else "input_values"]
     with torch.no_grad(): ours, wanted = SpeechEncoder.from_pretrained(tmp_path)(x), (theirs.get_encoder() if kind == "whisper" else theirs)(x, output_hidden_states=True).hidden_states
     assert len(ours.hidden_states) == len(wanted) == 3 and all((a - b).abs().max() < 1e-5 for a, b in zip(ours.hidden_states, wanted))
-    model = new_model(tmp_path, connector=dict(name="mlp", stack=4))
+    model = new_model(tmp_path, post_process=post_process, connector=dict(name="mlp", stack=4))
     model(**model.processor.batch([clip], ["transcribe"], ["yes"])).loss.backward()
     assert isinstance(model.answer(clip, "transcribe", 3), str) and any(p.grad.abs().sum() > 0 for p in model.model.connector.parameters() if p.grad is not None)
 

@@ -1,5 +1,5 @@
 "Training stages: clips are made once and repeat, cached views give the same loss as running the encoder, contradictions are refused."
-import os, subprocess, sys, textwrap
+import functools, os, subprocess, sys, textwrap
 
 import pytest, torch
 
@@ -13,6 +13,7 @@ from speechllm_course.optimise import ConfigError
 from speechllm_course.encoder import pad_features, with_edges
 from speechllm_course.lm import load_lm
 from speechllm_course.processor import new_model, speech_collate
+from speechllm_course.recordings import find_root
 from speechllm_course.voices import can_synthesise
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,26 @@ def test_new_labels_of_the_same_clips_are_not_taken_from_the_cache(store, model)
     renamed = Clips([store[i] for i in range(len(store))]); renamed.rows = [row | dict(text="wrong") for row in store.rows]
     encoded_store(model.model.encoder.model, renamed, 1); renamed.rows = [row | dict(text="right") for row in store.rows]
     assert {row["text"] for row in encoded_store(model.model.encoder.model, renamed, 1).rows} == {"right"}
+
+def test_without_the_real_digits_the_rest_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SPEECHLLM_DATA", str(tmp_path)); monkeypatch.setattr(stores, "find_root", functools.partial(find_root, root=tmp_path))
+    assert len(training_store(SpeechData(clips=4, seed=1, digit_strings=3, real_digits=3, blended_digits=3))) >= 4
+    assert "without real digits: fsdd: not found" in capsys.readouterr().out
+
+def test_a_stage_with_adapters_and_cached_views_goes_on_where_it_was_broken_off(tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+    from speechllm_course import train as training
+    def stage(out): return Stage(stage="speechllm", thaw="lora", out=str(tmp_path / out), data=dict(clips=6, seed=1, views=2, budget=2000, instruct=True, text_share=.5, text_questions=.5), distil=dict(weight=.5, teacher="base"), train=dict(steps=4, log_every=1, save_every=2, learning_rate=1e-2))
+    whole, save = run_stage(stage("whole"), device="cpu", quiet=True), training.save_checkpoint
+    def broken_off(*args, **kwargs): save(*args, **kwargs); raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(training, "save_checkpoint", broken_off)
+        with pytest.raises(KeyboardInterrupt): run_stage(stage("broken"), device="cpu", quiet=True)
+    assert (tmp_path / "broken" / "latest").read_text() == "checkpoint-0000002" and not (tmp_path / "broken" / "slots.json").exists()
+    again = run_stage(stage("broken"), resume=True, device="cpu", quiet=True)
+    assert [row["loss"] for row in again] == [row["loss"] for row in whole]
+    a, b = (load_file(tmp_path / out / "difference.safetensors") for out in ("whole", "broken"))
+    assert a.keys() == b.keys() and len(a) and all(torch.equal(a[k], b[k]) for k in a)
 
 def test_what_cannot_be_spoken_is_said(monkeypatch, capsys):
     monkeypatch.setattr(stores, "can_synthesise", lambda: False); monkeypatch.setattr(stores, "can_flite", lambda: False)

@@ -44,6 +44,7 @@ def results_table(folder:Path) -> str:
         if not path.exists(): continue
         r = json.loads(path.read_text())
         value, (low, high), n = found(r, figure)
+        if "mel_distance" in r: what += f" ({percent(r['natural_wer'])} of the clips themselves; mel distance to them {r['mel_distance']:.1f} dB)"
         lines.append(f"| {what} | {NAMES.get(figure, 'exact')} {percent(value)} | {percent(low)} to {percent(high)} | {n:,} |")
     return "\n".join(lines)
 
@@ -80,7 +81,7 @@ def fusion_table(folder:Path) -> str:
     chance = saved["encoder"]["chance"]
     old = " and ".join(what for what, study in (("These rows", saved), ("the last column", alone)) if study and not current(study))
     earlier = f" **{old[0].upper()}{old[1:]}: measured with an earlier encoder, or before fresh slots started as they choose; `make study` renews them.**" if old else ""
-    last = f" The last column, trained on transcripts alone for {alone['settings']['plan']['steps']} steps (the Q-Former with one wide layer in the place of two), and fewer where more were not expected to fit into {alone['settings']['plan']['seconds']} s ({min(r['steps'] for r in alone['rows'])} to {max(r['steps'] for r in alone['rows'])} steps, by run, on a machine whose speed was not constant): {alone['hardware']}, {len({r['seed'] for r in alone['rows']})} seeds; in brackets the seconds of the slowest." if alone else ""
+    last = f" The last column, trained on transcripts alone for {alone['settings']['plan']['steps']} steps (the Q-Former with one wide layer in the place of two, and so {max(r['slot_parameters'] for r in alone['rows'] if 'qformer' in r['row']):,} parameters), and fewer where more were not expected to fit into {alone['settings']['plan']['seconds']} s ({min(r['steps'] for r in alone['rows'])} to {max(r['steps'] for r in alone['rows'])} steps, by run, on a machine whose speed was not constant): {alone['hardware']}, {len({r['seed'] for r in alone['rows']})} seeds; in brackets the seconds of the slowest." if alone else ""
     lines = [f"Measured on {terms(saved)}; ± is a 95 % interval over seeds. Always saying the most frequent class gives {', '.join(f'{100 * chance[a]:.1f} % for {a}' for a in MANNER)} and {100 * chance['voice']:.1f} % for the voice.{last}{earlier}", "",
              "| row | WER % | questions % | pace % | pitch % | accent % | voice left % | slot parameters | positions a second | training s | answer ms | WER % after transcripts alone |", "|---" * 12 + "|"]
     for name in ROWS_OF_THE_STUDY:

@@ -247,7 +247,8 @@ def begin(out, settings, hardware, anew=False):
     if not out.exists(): return dict(hardware=hardware, settings=settings, rows=[])
     try: saved = json.loads(out.read_text())
     except ValueError: raise ConfigError(f"{out}: not JSON; remove it, or give another --out") from None
-    if saved.get("settings") != json.loads(json.dumps(settings)): raise ConfigError(f"{out}: was made with other settings or other shipped weights; give another --out, or remove it")
+    now, then = json.loads(json.dumps(settings)), saved.get("settings") or {}
+    if then != now: raise ConfigError(f"{out}: was made with other settings, clips or shipped weights ({', '.join(sorted(k for k in {*now, *then} if now.get(k) != then.get(k)))}); give another --out, or remove it")
     return saved
 
 def _key(row): return json.dumps({k: row.get(k) for k in ("row", "part", "seed", "rate", "fold")})

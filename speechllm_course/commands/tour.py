@@ -220,7 +220,7 @@ def run(quick=False, device="cpu", out=Path("runs/tour"), seed=0):
         text, parts = stage(t)
         seconds = time.perf_counter() - start
         t.results.setdefault("seconds", {})[title] = round(seconds, 1)
-        t.sections.append(dict(title=title, text=text, parts=parts, seconds=f"{seconds:.0f} s"))
+        t.sections.append(dict(title=title, text=text, parts=parts, seconds=f"{seconds:.0f} s, expected about {max(1, expected // QUICK) if quick else expected}"))
     t.results["machine"] = dict(hardware=describe(device), gib=round(peak_memory(), 2))
     write_text(t.out / "results.json", json.dumps(t.results, indent=1) + "\n")
     write_report(t.out / "report.html", t.sections, "Your speech LLM")
