@@ -1,5 +1,5 @@
 "Pretraining as a stage: every objective trains, resumes exactly, and becomes an encoder; recordings come as folders, and what cannot work says so."
-import json, os, subprocess, sys, textwrap
+import importlib, json, os, subprocess, sys, textwrap, time
 from pathlib import Path
 
 import pytest, torch
@@ -12,9 +12,9 @@ from speechllm_course.commands import stages
 from speechllm_course.commands.pretrain_stages import OBJECTIVES, copy_body, folder_store
 from speechllm_course.commands.stages import Stage, read_config, run_stage
 from speechllm_course.conformer import ConformerBody
-from speechllm_course.corpus import DataError, decode_rows, load_world
+from speechllm_course.corpus import DataError, data_dir, decode_rows, load_world
 from speechllm_course.encoder import Conformer, ConformerConfig
-from speechllm_course.masking import Collapse
+from speechllm_course.masking import Collapse, symptoms
 from speechllm_course.optimise import ConfigError
 
 BODY = dict(hidden_size=32, num_hidden_layers=2, intermediate_size=64, letter_layer=1)
@@ -143,6 +143,18 @@ MEMORY = textwrap.dedent("""
 """)
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
+def test_no_pretraining_of_the_study_collapsed():
+    monitors = [r["monitor"] for r in json.loads((data_dir() / "results" / "pretrain.json").read_text())["rows"] if r.get("monitor")]
+    assert len(monitors) > 3 and not any(map(symptoms, monitors))
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", ["pretrain", "towards", "whole"])
+def test_quick_studies_run_every_row(study, tmp_path):
+    module, began = importlib.import_module(f"speechllm_course.commands.{study}_study"), time.perf_counter()
+    module.run(tmp_path / "quick.json", quick=True)
+    saved = json.loads((tmp_path / "quick.json").read_text())
+    assert {r["row"] for r in saved["rows"]} == set(module.ROWS) and saved["evidence"] is False and time.perf_counter() - began < 600
+
 def test_memory_does_not_grow_with_the_corpus(tmp_path):
     energies = [log_mel_energy(w) for w in decode_rows(load_world("train").select(range(60)))[1]]
     running = {}

@@ -20,7 +20,7 @@ ROWS = [  # (file, what, which figure)
     ("encoder-fsdd-nicolas", "encoder alone, real digits, a speaker never heard", "wer"), ("tiny-fsdd-nicolas", "`tiny`, real digits, a speaker never heard", "exact"), ("tiny-barista", "`tiny`, real coffee orders, exact intent and slots", "exact"),
     ("tiny-units-asr-test_voices", "model of units `tiny-units`, transcripts, unseen voices", "wer"), ("tiny-units-qa-test_voices", "`tiny-units`, spoken questions, written answers at once, without writing down what was heard first", "exact"),
     ("tiny-units-spoken_qa-test_voices", "`tiny-units`, spoken questions, spoken answers, as another encoder hears them", "exact"), ("tiny-units-spoken_qa-test_voices", "what the same replies say in writing", "text_exact"), ("tiny-units-lm-test_text", "`tiny-units`, written questions and requests, unseen texts", "exact"),
-    ("resynthesis-test_voices", "clips through units and the vocoder, as that encoder hears them", "wer"),
+    ("resynthesis-test_voices", "clips through units and the vocoder, each in its own voice, as that encoder hears them", "wer"),
     ("encoder-barista", "keyword matcher on the encoder's transcript, the same orders", "exact"),
 ]
 
@@ -44,7 +44,7 @@ def results_table(folder:Path) -> str:
         if not path.exists(): continue
         r = json.loads(path.read_text())
         value, (low, high), n = found(r, figure)
-        if "mel_distance" in r: what += f" ({percent(r['natural_wer'])} of the clips themselves; mel distance to them {r['mel_distance']:.1f} dB)"
+        if "mel_distance" in r: what += f" ({percent(r['natural_wer'])} of the clips themselves; mel distance to them, each sound as long as it was, {r['mel_distance']:.1f} dB)"
         lines.append(f"| {what} | {NAMES.get(figure, 'exact')} {percent(value)} | {percent(low)} to {percent(high)} | {n:,} |")
     return "\n".join(lines)
 
@@ -55,7 +55,8 @@ def speed_table(path:Path) -> str:
     lines = [f"Measured on {measured['hardware']}, torch {measured['torch']}; CPU time, and for a question's spoken answer the clock's:", "", "| what | instead of ours | milliseconds | throughput | ours is faster by |", "|---|---|---|---|---|"]
     def row(r):
         milliseconds, rate = round(1000 * r["seconds"], 0 if r["seconds"] >= .01 else 1), f"{r['rate']:,.0f} {r['unit']}" if r["rate"] else ""
-        return f"| {r['area']} | {r['candidate']} | {milliseconds:,g} | {rate} | {r['ours_is_faster_by']:.2f} |"
+        far = f", at an inertia {100 * r['above_best_inertia']:.1f} % above the best" if "above_best_inertia" in r else ""
+        return f"| {r['area']} | {r['candidate']}{far} | {milliseconds:,g} | {rate} | {r['ours_is_faster_by']:.2f} |"
     return "\n".join(lines + [row(r) for r in measured["rows"]])
 
 def parts():
@@ -117,7 +118,7 @@ def pretrain_table(folder:Path) -> str:
     saved = json.loads(path.read_text())
     shares, tests = shares_of(saved), ("test_voices", "real speaker")
     counts = [t["labels"] for t in saved["rows"][0]["tuned"]]
-    lines = [f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds; WER in percent, ± is a 95 % interval over seeds; an encoder of {saved['settings']['plan']['body']['num_hidden_layers']} blocks, {saved['settings']['plan']['body']['hidden_size']} wide.", "",
+    lines = [f"Measured on {saved['hardware']}; up to {len({r['seed'] for r in saved['rows']})} seeds (figures without ± are of one); WER in percent, ± is a 95 % interval over seeds; an encoder of {saved['settings']['plan']['body']['num_hidden_layers']} blocks, {saved['settings']['plan']['body']['hidden_size']} wide.", "",
              "| before the labels | " + " | ".join(f"{name}, {n:,} labels" for name in ("unseen voices", "a real speaker's digits") for n in counts) + " |", "|---" * (1 + 2 * len(shares)) + "|"]
     for name in ROWS:
         runs = [r for r in saved["rows"] if r["row"] == name]
