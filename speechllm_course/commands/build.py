@@ -11,7 +11,7 @@ from speechllm_course.recordings import find_root
 from speechllm_course.voices import can_flite
 
 ARTIFACTS = ("corpus", "lm", "encoder", "tiny", "judge", "units", "vocoder", "tiny-units", "tiny-orders")
-RECIPES = {"lm": ["lm-1-world", "lm-2-sums", "lm-3-sums"], "encoder": ["encoder-1-clear", "encoder-2-rough", "encoder-3-digits", "encoder-4-digits"], "tiny": ["tiny-1-connector", "tiny-2-joint", "tiny-3-longer", "tiny-4-questions", "tiny-5-instructions", "tiny-6-second-synthesiser", "tiny-7-refusals"],
+RECIPES = {"lm": ["lm-1-world", "lm-2-sums", "lm-3-sums"], "encoder": ["encoder-1-clear", "encoder-2-rough", "encoder-3-digits", "encoder-4-digits"], "tiny": ["tiny-1-connector", "tiny-2-joint", "tiny-3-longer", "tiny-4-questions", "tiny-5-instructions", "tiny-6-second-synthesiser", "tiny-7-refusals", "tiny-8-questions", "tiny-9-reading"],
            "judge": ["judge-1-clear", "judge-2-rough", "judge-3-answers", "judge-4-longer"], "units": ["units-1-layer4"], "vocoder": ["vocoder-1-clean", "vocoder-2-voice", "vocoder-3-answers"], "tiny-units": ["tiny-units-1-language", "tiny-units-2-cross", "tiny-units-3-chain", "tiny-units-4-answers", "tiny-units-5-chains", "tiny-units-6-clips"]}
 NEEDS = {"lm": [], "encoder": ["lm"], "tiny": ["encoder", "lm"], "judge": ["lm"], "units": ["encoder"], "vocoder": ["encoder", "units"], "tiny-units": ["encoder", "lm", "units"]}   # artifact → what it is made with
 

@@ -99,7 +99,8 @@ def run(data, root, task, part, input, model, committed, seed, limit, diagnose, 
                   audio_seconds=None if input == "text" else round(sum(len(waveforms[i]) for i, _, _ in chosen) / 16_000, 1))
     if diagnose:
         before, lm = parts_of(model, device)
-        result["diagnosis"] = diagnose_model(whole, rows, waveforms, before, lm, clips=diagnose_clips, questions=world.sentences(max(100, diagnose_clips), "diagnose", test_text=True, task="qa"), learn=as_in_training(whole.processor))
+        # eight written questions for every clip: reading is cheap, and a loss of one point in a hundred wants thousands
+        result["diagnosis"] = diagnose_model(whole, rows, waveforms, before, lm, clips=diagnose_clips, questions=world.sentences(max(100, 8 * diagnose_clips), "diagnose", test_text=True, task="qa"), learn=as_in_training(whole.processor))
     return result
 
 def as_in_training(processor):

@@ -72,7 +72,7 @@ def current(saved):
 def of_an_earlier_tiny(saved):
     "A sentence where a study began from `tiny` as it was before its last training."
     from speechllm_course.processor import load_model
-    return "" if saved["settings"]["tiny"] == fingerprint(load_model("tiny")) else " Measured from `tiny` as it was before its last stage of training."
+    return "" if saved["settings"]["tiny"] == fingerprint(load_model("tiny")) else " Measured from an earlier `tiny`, before its last stages of training."
 
 def fusion_table(folder:Path) -> str:
     "The README's table of fusion choices: means over seeds, 95 % intervals over seeds, and what two minutes on transcripts alone reach."
