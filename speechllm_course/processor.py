@@ -199,9 +199,9 @@ def speech_collate(
         frames = [len(c) if cached else int(count_frames(processor.frames, len(c))) for c in clips]
         pairs = [ask(store.rows[i], rng) for i in indices]
         rows = processor.rows([processor.span_length(n) for n in frames], [p for p, _ in pairs], [a for _, a in pairs])
-        texts = int(text_share * len(indices))
-        asked = round(questions * texts)
-        for u in sentences(texts - asked, rng.getrandbits(40)) + (sentences(asked, rng.getrandbits(40), task="qa") if asked else []):
+        texts, seed = int(text_share * len(indices)), rng.getrandbits(40)
+        asked = int(questions * texts)
+        for u in sentences(texts - asked, seed) + sentences(asked, f"{seed}-qa", task="qa"):
             prompt, answer = ask(asdict(u), rng)
             rows.append(chat(processor.tokenizer, prompt, u.text, answer))
         batch = pad_rows(rows, processor.tokenizer.pad_token_id) | dict(names=[store.rows[i]["id"] for i in indices])

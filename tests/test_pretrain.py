@@ -142,7 +142,6 @@ MEMORY = textwrap.dedent("""
     print(before, most)
 """)
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
 def test_no_pretraining_of_the_study_collapsed():
     monitors = [r["monitor"] for r in json.loads((data_dir() / "results" / "pretrain.json").read_text())["rows"] if r.get("monitor")]
     assert len(monitors) > 3 and not any(map(symptoms, monitors))
@@ -155,6 +154,7 @@ def test_quick_studies_run_every_row(study, tmp_path):
     saved = json.loads((tmp_path / "quick.json").read_text())
     assert {r["row"] for r in saved["rows"]} == set(module.ROWS) and saved["evidence"] is False and time.perf_counter() - began < 600
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
 def test_memory_does_not_grow_with_the_corpus(tmp_path):
     energies = [log_mel_energy(w) for w in decode_rows(load_world("train").select(range(60)))[1]]
     running = {}

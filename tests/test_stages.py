@@ -1,5 +1,5 @@
 "Training stages: clips are made once and repeat, cached views give the same loss as running the encoder, contradictions are refused."
-import functools, os, subprocess, sys, textwrap
+import os, subprocess, sys, textwrap
 
 import pytest, torch
 
@@ -13,7 +13,6 @@ from speechllm_course.optimise import ConfigError
 from speechllm_course.encoder import pad_features, with_edges
 from speechllm_course.lm import load_lm
 from speechllm_course.processor import new_model, speech_collate
-from speechllm_course.recordings import find_root
 from speechllm_course.voices import can_synthesise
 
 @pytest.fixture(scope="module")
@@ -54,12 +53,10 @@ def test_contradictions_are_refused(data, train, part):
 
 @pytest.mark.parametrize("questions, kinds", [(1., {"qa"}), (0., {"qa", "command", "order", "digit", "refuse", "story"})])
 def test_text_alone_is_of_the_whole_world_or_questions(store, model, questions, kinds):
-    seen = set()
-    def ask(row, rng): seen.add(row["task"]); return "answer", row["answer"]
-    rows = [0, 1, 2] * 20
-    collate = speech_collate(store, model.processor, text_share=1., ask=lambda row, rng: ask(row, rng) if "frames" not in row else ("answer", row["answer"]), questions=questions)
-    batch = collate(rows, torch.Generator().manual_seed(0))
-    assert len(batch["labels"]) == 120 and seen == kinds
+    seen = []
+    def ask(row, rng): seen.append(row["task"]); return "answer", row["answer"]
+    batch = speech_collate(store, model.processor, text_share=1., ask=ask, questions=questions)([0, 1, 2] * 20, torch.Generator().manual_seed(0))
+    assert len(batch["labels"]) == 120 and set(seen[60:]) == kinds               # behind the clips
 
 def test_questions_besides_are_questions():
     assert {r["task"] for r in training_store(SpeechData(clips=0, questions=6, seed=1)).rows} == {"qa"}
@@ -131,7 +128,7 @@ def test_new_labels_of_the_same_clips_are_not_taken_from_the_cache(store, model)
     assert {row["text"] for row in encoded_store(model.model.encoder.model, renamed, 1).rows} == {"right"}
 
 def test_without_the_real_digits_the_rest_is_made(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("SPEECHLLM_DATA", str(tmp_path)); monkeypatch.setattr(stores, "find_root", functools.partial(find_root, root=tmp_path))
+    for name in ("SPEECHLLM_DATA", "SPEECHLLM_CACHE"): monkeypatch.setenv(name, str(tmp_path))
     assert len(training_store(SpeechData(clips=4, seed=1, digit_strings=3, real_digits=3, blended_digits=3))) >= 4
     assert "without real digits: fsdd: not found" in capsys.readouterr().out
 
