@@ -149,6 +149,7 @@ def eval_(data: Annotated[str, typer.Option(help="world:SPLIT, requests or reque
           model: Annotated[Optional[str], typer.Option(help="a shipped model or a folder (default: tiny; tiny-units where it has to speak, tiny-orders for barista)")] = None, committed: Annotated[bool, typer.Option(help="only the clips that travel with the package, even where more can be synthesised")] = False,
           world_seed: Annotated[int, typer.Option(help="of a full split or of requests; another seed is a regenerated world")] = 0, limit: Annotated[int, typer.Option(help="clips at most (0: all)", min=0)] = 0,
           diagnose: Annotated[bool, typer.Option(help="seven examinations besides: does it listen, follow other wordings, keep its text skill; are batches, prompts and spans sound")] = False, diagnose_clips: Annotated[int, typer.Option(help="clips that the examinations use; of written questions, which cost little, eight times as many", min=2)] = 60, strict: Annotated[bool, typer.Option(help="fail on a broken clip")] = False,
+          before: Annotated[Optional[str], typer.Option(help="an earlier model that --diagnose compares text skill and alignment with (default: the parts the model was built of)")] = None,
           max_new_tokens: Annotated[int, typer.Option(help="longest reply, in tokens; longer ones are cut, counted and scored as they are", min=1)] = 64,
           as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False, out: Annotated[Optional[Path], typer.Option(help="write the JSON here too")] = None, device: Device = "auto"):
     """Measure a model on a corpus. Example: speechllm eval --data world:test_voices --task qa --json"""
@@ -157,7 +158,7 @@ def eval_(data: Annotated[str, typer.Option(help="world:SPLIT, requests or reque
     choose("--part", part, ("all", "encoder", "lm")); choose("--input", input, ("audio", "text"))
     if task: choose("--task", task, TASKS + SPOKEN)
     if out and out.is_dir(): raise typer.BadParameter(f"--out {out} is a folder; name a file in it, such as {out / 'result.json'}")
-    result = run(data, root, task, part, input, model, committed, world_seed, limit, diagnose, strict, pick_device(device), say, diagnose_clips, max_new_tokens)
+    result = run(data, root, task, part, input, model, committed, world_seed, limit, diagnose, strict, pick_device(device), say, diagnose_clips, max_new_tokens, before)
     if out:
         from speechllm_course.commands.report import write_text
         write_text(out, json.dumps(result, indent=1) + "\n")

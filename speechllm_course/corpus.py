@@ -104,7 +104,7 @@ def cache_dir() -> Path: # a folder that may be deleted at any time
     "Where synthesised and fetched corpora are kept: SPEECHLLM_CACHE, else the user's cache."
     return Path(os.environ.get("SPEECHLLM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "speechllm_course")
 
-# %% ../nbs/02c_corpus.ipynb #corpus-015
+# %% ../nbs/02c_corpus.ipynb #corpus-015-a
 def load_world(
     split:str="train", # one of `SPLITS`
     full:bool=False, # the full test split (1,000 clips, synthesised once) instead of the committed clips
@@ -122,6 +122,7 @@ def load_world(
     if not path.exists(): write_parquet(synthesise(split, n, seed, task), path)
     return read_parquet(path)
 
+# %% ../nbs/02c_corpus.ipynb #corpus-015
 def write_parquet(dataset:Dataset, path:Path):
     "Write a dataset atomically, in as little space as is lossless."
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,7 @@ def strangers(
     if len(set(replies)) < 2: raise ValueError("replies: all are the same, so that somebody else's clip would be as good; give clips with different replies")
     return [min((j for j in range(len(replies)) if replies[j] != replies[i]), key=lambda j: (abs(lengths[j] - lengths[i]), j)) for i in range(len(replies))]
 
-# %% ../nbs/14e_diagnose.ipynb #diagnose-014
+# %% ../nbs/14e_diagnose.ipynb #diagnose-014-a
 def _figure(numerators, denominators=None):
     "A ratio of sums with its 95 % interval, as plain data."
     a, b = np.asarray(numerators, float), np.ones(len(numerators)) if denominators is None else np.asarray(denominators, float)
@@ -49,6 +49,7 @@ def _figure(numerators, denominators=None):
 
 def _share(share, n): return _figure([1] * round(share * n) + [0] * (n - round(share * n)))
 
+# %% ../nbs/14e_diagnose.ipynb #diagnose-014
 def clip_losses(
     model, # a `SpeechLLM` with its processor
     waveforms:list, # clips (samples,)
@@ -213,7 +214,7 @@ def alignment(
     out = dict(n=n, chance=round(sum(texts.count(t) for t in texts) / n ** 2, 4), after=_share(retrieval(model, waveforms, texts), n))
     return out if before is None else out | dict(before=_share(retrieval(before, waveforms, texts), n))
 
-# %% ../nbs/14e_diagnose.ipynb #diagnose-066
+# %% ../nbs/14e_diagnose.ipynb #diagnose-066-a
 def diagnose(
     model, # a `SpeechLLM` with its processor
     rows:list, # of a corpus
@@ -240,6 +241,7 @@ def diagnose(
         prompts=prompts_agree(tokenizer, learn(heard, prompts, right), processor.batch(heard, prompts)) if learn else None,
         alignment=alignment(model, [waveforms[i] for i in spoken], [rows[i]["text"] for i in spoken], before) if len(spoken) > 1 and processor.span_length(8) else None)      # cross-attention has no span
 
+# %% ../nbs/14e_diagnose.ipynb #diagnose-066
 def report(
     figures:dict, # from `diagnose`
 ) -> str: # a line for each examination; "look" where its interval says that something is wrong

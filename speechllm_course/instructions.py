@@ -129,7 +129,7 @@ def kind_of(
     best = max(fits.values())
     return {task for task, fit in fits.items() if fit == best} if best > 0 else set()
 
-# %% ../nbs/14a_instructions.ipynb #instructions-037
+# %% ../nbs/14a_instructions.ipynb #instructions-037-a
 def instruction_examples(
     rows:list, # of a corpus
     unseen:bool=True, # wordings kept back, instead of those of the training
@@ -147,6 +147,7 @@ def instruction_examples(
     if not chosen: raise ValueError("rows: no clip allows any of these instructions; give other clips, or other instructions")
     return chosen
 
+# %% ../nbs/14a_instructions.ipynb #instructions-037
 def following(
     model, # a `SpeechLLM`
     tokenizer, # its tokenizer

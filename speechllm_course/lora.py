@@ -17,7 +17,7 @@ from peft.tuners.lora import LoraLayer
 ATTENTION = r".*language_model.*\.(q|k|v|o|qkv)_proj"                        # queries, keys, values (in one matrix, where a model has it so), outputs
 EVERY_LAYER = r".*language_model.*\.(q|k|v|o|qkv|gate|up|gate_up|down)_proj"             # and the feed-forward layers
 
-# %% ../nbs/14b_lora.ipynb #lora-030
+# %% ../nbs/14b_lora.ipynb #lora-030-a
 def lora_layers(
     model:torch.nn.Module, # with adapters or without
 ) -> dict: # name → PEFT's layer
@@ -30,6 +30,7 @@ def adapters(
     "Names of the adapters of a model."
     return list(dict.fromkeys(name for layer in lora_layers(model).values() for name in layer.lora_A))
 
+# %% ../nbs/14b_lora.ipynb #lora-030
 def add_lora(
     model:torch.nn.Module, # a `SpeechLLM` or any other; changed in place
     rank:int=8, # r: columns of B, rows of A

@@ -212,7 +212,7 @@ class SpeechLLMModel(SpeechLLMInputs):
             result["connector_loss"] = span.loss
         return result
 
-# %% ../nbs/06b_model.ipynb #model-014
+# %% ../nbs/06b_model.ipynb #model-014-a
 @contextmanager
 def evaluating(
     model:nn.Module, # in any mode, part by part
@@ -224,6 +224,7 @@ def evaluating(
     finally:
         for part, training in modes: part.training = training
 
+# %% ../nbs/06b_model.ipynb #model-014
 class SpeechLLMForCausalLM(SpeechLLMPreTrainedModel, GenerationMixin):
     "The backbone and the language model's head: loss, logits, generation."
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -289,7 +290,7 @@ def listen(
     new = ids[:, batch["input_ids"].shape[1]:]                                           # (B, new)
     return [t.strip() for t in tokenizer.batch_decode(new, skip_special_tokens=True)], count_cut(new, tokenizer.eos_token_id)
 
-# %% ../nbs/06b_model.ipynb #model-054
+# %% ../nbs/06b_model.ipynb #model-054-a
 def clips_and_prompts(
     audio, # one waveform (samples,) at 16 kHz, tensor or array, or a list of them
     prompt, # one for all, or one each
@@ -303,6 +304,7 @@ def clips_and_prompts(
     if len(prompts) != len(clips): raise ValueError(f"prompt: {len(prompts)} for {len(clips)} clips; give one for all, or one each")
     return clips, prompts, alone
 
+# %% ../nbs/06b_model.ipynb #model-054
 class SpeechLLM(SpeechLLMForCausalLM):
     "A speech LLM, made from two parts, that answers."
     @classmethod

@@ -29,7 +29,7 @@ from .lm import chat, check_head, exchange, load_lm, pad_rows
 from .model import SpeechLLM, SpeechLLMConfig
 from .world import PROMPTS, sentences
 
-# %% ../nbs/06c_processor.ipynb #processor-006
+# %% ../nbs/06c_processor.ipynb #processor-006-a
 class CutClip(UserWarning): "Only the beginning of a clip was heard."
 
 def warn_long(
@@ -41,6 +41,7 @@ def warn_long(
     long = sum(len(c) > window for c in clips) if window else 0
     if long: warnings.warn(f"{long} of {len(clips)} clips are longer than {window / 16_000:g} s, all that this encoder hears; the rest is left out: cut them into shorter ones", CutClip, stacklevel=3)
 
+# %% ../nbs/06c_processor.ipynb #processor-006
 class ClipProcessor(ProcessorMixin):
     "Clips in, padded features and the number of placeholders of each clip out."
     def __init__(self, feature_extractor, tokenizer, chat_template=None, audio_token="<|audio|>", frames=None, connector=None):
@@ -169,7 +170,7 @@ def spoken_exchange(
         return rng.choice(PROMPTS[aspect]), row[aspect]
     return exchange(row, rng, transcribe)
 
-# %% ../nbs/06c_processor.ipynb #processor-014
+# %% ../nbs/06c_processor.ipynb #processor-014-a
 def read_rows(
     tokenizer, # of the language model
     exchanges:list, # of (prompt, text or None, answer)
@@ -179,6 +180,7 @@ def read_rows(
     rows = [(ids, labels if text is not None else [-100] * len(ids)) for (ids, labels), (_, text, _) in zip(rows, exchanges)]
     return {f"read_{k}": v for k, v in pad_rows(rows, tokenizer.pad_token_id).items()}
 
+# %% ../nbs/06c_processor.ipynb #processor-014
 def speech_collate(
     store, # an `ArrayStore` of energies (T, mels), or of cached hidden states (T, layers, D)
     processor:SpeechLLMProcessor, # of the model
@@ -213,7 +215,7 @@ def speech_collate(
         return batch
     return collate
 
-# %% ../nbs/06c_processor.ipynb #processor-018
+# %% ../nbs/06c_processor.ipynb #processor-018-a
 def _weights(name):
     "The tensors of a shipped part, a folder, or a hub id that was loaded before; in one file or in several."
     folder = find_artifact(name)
@@ -230,6 +232,7 @@ def identity_of_parts(
     "A fingerprint of the shared parts' weights. Raises `FileNotFoundError` where there are none in safetensors."
     return fingerprint({f"{i}.{n}": t for i, name in enumerate(names) for n, t in _weights(name).items()})
 
+# %% ../nbs/06c_processor.ipynb #processor-018
 def save_difference(
     model:SpeechLLM, # trained
     folder, # where to
@@ -265,7 +268,7 @@ def load_difference(
     model.tie_weights()
     return model
 
-# %% ../nbs/06c_processor.ipynb #processor-044
+# %% ../nbs/06c_processor.ipynb #processor-044-a
 def _no_model(source, folder):
     "What to say when a name or folder holds no speech LLM."
     shipped = sorted(p.parent.name for p in data_dir().glob("*/slots.json"))
@@ -281,6 +284,7 @@ def cast_weights(
     for p in model.parameters(): p.data = p.data.to(dtype)
     return model
 
+# %% ../nbs/06c_processor.ipynb #processor-044
 def load_model(
     source="tiny", # a shipped model by name, or a folder that `save_difference` or `save_pretrained` wrote
     device:str="cpu", # where to put it

@@ -30,7 +30,7 @@ def right_replies(
     if empty: raise ValueError(f"references: row {empty[0]} has no right reply; reinforcement learning needs an answer for every clip to compare with")
     return [tokenizer.decode(row[row != -100], skip_special_tokens=True).strip() for row in labels]
 
-# %% ../nbs/15d_rl.ipynb #rl-014
+# %% ../nbs/15d_rl.ipynb #rl-014-a
 ALGORITHMS = dict(reinforce="none", rloo="leave_one_out", ppo="leave_one_out", grpo="group", mwer="mean", dpo="mean")     # name → advantage
 
 @dataclass
@@ -53,6 +53,7 @@ class RLConfig:
     entropy_floor: float = 0.0    # end the run below this entropy a token
     kl_ceiling: float = 1.0       # end the run above this KL a token from the start; seen only with kl above 0, or by dpo, which keep the start at hand (for dpo it is taken over the best and worst replies, so it is no estimate of the KL, only a warning)
 
+# %% ../nbs/15d_rl.ipynb #rl-014
 def check_rl(config:RLConfig):
     "Raises `ConfigError` for what cannot work: unknown names, groups too small to compare, a clip that could never act."
     if config.algorithm not in ALGORITHMS: raise ConfigError(f"rl.algorithm: {config.algorithm!r} is unknown; choose from {', '.join(ALGORITHMS)}")
@@ -68,7 +69,7 @@ def check_rl(config:RLConfig):
     if config.beta <= 0: raise ConfigError(f"rl.beta: {config.beta}; without a price for leaving the start the loss of dpo is constant; set it above 0, such as 0.1")
     if config.temperature <= 0: raise ConfigError(f"rl.temperature: {config.temperature}; greedy replies are all alike, so nothing can be compared; set it above 0")
     by_advantage = config.algorithm not in ("mwer", "dpo")
-    for names, read in (("beta", config.algorithm == "dpo"), ("clip_low clip_high", config.updates > 1), ("loss_type zero_variance", by_advantage), ("correct_kl", by_advantage and config.kl)):
+    for names, read in (("beta", config.algorithm == "dpo"), ("clip_low clip_high", config.updates > 1), ("loss_type zero_variance", by_advantage), ("correct_kl", by_advantage and config.kl), ("kl_ceiling", config.algorithm == "dpo" or config.kl)):
         for name in names.split():
             if not read and getattr(config, name) != getattr(RLConfig, name): raise ConfigError(f"rl.{name}: never read by {config.algorithm} with updates: {config.updates} and kl: {config.kl}; drop it")
     Reward(config.rewards)

@@ -34,7 +34,7 @@ def identity(
     if any(layer.merged for layer in lora_layers(model).values()): raise ValueError("an adapter is merged into the weights; call unmerge first")
     return fingerprint({n.replace(".base_layer.", "."): w.half() for n, w in model.state_dict().items() if "lora_" not in n and not any(re.search(p, n) for p in without)})
 
-# %% ../nbs/14f_sharing.ipynb #sharing-021
+# %% ../nbs/14f_sharing.ipynb #sharing-021-a
 CARD = """---
 base_model: {base}
 license: {licence}
@@ -63,6 +63,7 @@ def _write(path, write):
     "All of a file or nothing."
     part = path.with_name(f".{path.name}.{os.getpid()}"); write(part); os.replace(part, path)
 
+# %% ../nbs/14f_sharing.ipynb #sharing-021
 def save_adapter(
     model:torch.nn.Module, # with adapters, not merged
     folder, # where to
@@ -88,7 +89,7 @@ def save_adapter(
     _write(folder / "README.md", lambda p: p.write_text(card))
     return folder
 
-# %% ../nbs/14f_sharing.ipynb #sharing-024
+# %% ../nbs/14f_sharing.ipynb #sharing-024-a
 def _read(folder):
     "(PEFT's config, about the base, adapter's weights, other weights) of a folder."
     folder = find_artifact(folder)
@@ -99,6 +100,7 @@ def _read(folder):
         return LoraConfig(**{k: config[k] for k in ("r", "lora_alpha", "lora_dropout", "target_modules")}), about, tensors, also
     except Exception as e: raise ValueError(f"{folder}: the adapter is broken ({str(e).splitlines()[0][:100]}); save it again") from None
 
+# %% ../nbs/14f_sharing.ipynb #sharing-024
 def load_adapter(
     model:torch.nn.Module, # the base; changed in place
     folder, # a shipped adapter by name, or a folder that `save_adapter` wrote

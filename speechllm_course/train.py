@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from .optimise import ConfigError, TrainConfig, freeze, learning_rate, make_optimizer, set_modes
 
-# %% ../nbs/03b_train.ipynb #train-037
+# %% ../nbs/03b_train.ipynb #train-037-a
 def changing(
     model:torch.nn.Module, # with some frozen parameters
 ) -> dict: # name → tensor
@@ -28,6 +28,7 @@ def changing(
     kept = model.state_dict().keys()
     return {n: p for n, p in model.named_parameters() if p.requires_grad} | {n: b for n, b in model.named_buffers() if n in kept}
 
+# %% ../nbs/03b_train.ipynb #train-037
 def save_checkpoint(
     folder:Path, # checkpoints live in here
     model:torch.nn.Module, # what may change in it is saved

@@ -59,7 +59,7 @@ def agreement(
     if len(a) != len(b) or not len(a): raise ValueError(f"{len(a)} ids against {len(b)}: agreement compares the same frames, and at least one")
     return float((a == b).float().mean())
 
-# %% ../nbs/11b_unit_tokenizer.ipynb #unit-tokenizer-014
+# %% ../nbs/11b_unit_tokenizer.ipynb #unit-tokenizer-014-a
 def frame_step(
     ears, # a `SpeechEncoder`
 ) -> int: # 640 for our conformer: 40 ms
@@ -67,6 +67,7 @@ def frame_step(
     rule = frame_rule(ears.config)
     return math.prod(stride for _, stride in rule["layers"]) if rule["kind"] == "convolutions" else dict(quarter=640, fixed=320)[rule["kind"]]
 
+# %% ../nbs/11b_unit_tokenizer.ipynb #unit-tokenizer-014
 class UnitStream(LayerFrames):
     "Waveforms in, unit ids out: whole clips, or pieces as they come."
     def __init__(self, ears, extractor, layer, centres): # as `LayerFrames`; (K, D) from `fit_units`

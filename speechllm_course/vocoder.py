@@ -78,7 +78,7 @@ class VocoderConfig(PreTrainedConfig):
     floor: float = -6.0       # log10 energies under this are silence; the loudest bin of a clip is 1
     longest: int = 25         # longest run that may be predicted, in unit frames
 
-# %% ../nbs/12b_vocoder.ipynb #vocoder-029
+# %% ../nbs/12b_vocoder.ipynb #vocoder-029-a
 @dataclass
 class VocoderOutput:
     "What a vocoder returns."
@@ -87,6 +87,7 @@ class VocoderOutput:
     log_counts:torch.Tensor           # (B, N): predicted logarithm of every run length
     loss:torch.Tensor|None = None     # where targets were given
 
+# %% ../nbs/12b_vocoder.ipynb #vocoder-029
 class VocoderParts(PreTrainedModel):
     "Units to log-mel energies: read the runs, expand them, draw the frames."
     config_class, main_input_name = VocoderConfig, "units"

@@ -1,10 +1,10 @@
 "The command line: help everywhere, one-line errors, exit codes."
-import json
+import json, shutil
 
 import pytest
 
 from speechllm_course.audio import load_audio, save_audio
-from speechllm_course.corpus import load_world
+from speechllm_course.corpus import find_artifact, load_world
 
 COMMANDS = ["doctor", "tour", "build", "train", "transcribe", "ask", "eval", "notebooks", "check", "data list", "data build", "data fetch", *(f"bench {name}" for name in ("speed", "fusion", "claim", "pretrain", "sft", "rl", "safety", "orders", "towards", "whole"))]
 
@@ -42,6 +42,14 @@ def test_bad_configs(command, tmp_path, text, part):
     path = tmp_path / "config.yaml"; path.write_text(text)
     code, _, err = command("train", path, "--dry-run")
     assert code == 1 and part in err and len(err.strip().splitlines()) == 1
+
+def test_a_run_never_starts_from_an_adapter_whose_base_is_another(command, tmp_path):
+    adapter = shutil.copytree(find_artifact("tiny-orders"), tmp_path / "adapter")
+    (tmp_path / "stage.yaml").write_text(f"stage: speechllm\nstart: {adapter}\nthaw: lora\ndata: {{clips: 50}}\nout: {tmp_path / 'out'}")
+    assert command("train", tmp_path / "stage.yaml", "--dry-run")[0] == 0
+    about = json.loads((adapter / "base.json").read_text()); (adapter / "base.json").write_text(json.dumps(about | dict(identity="0" * len(about["identity"]))))
+    code, _, err = command("train", tmp_path / "stage.yaml", "--dry-run")
+    assert code == 1 and "load the base that it belongs to" in err and len(err.strip().splitlines()) == 1 and not (tmp_path / "out").exists(), err
 
 def test_every_file_has_a_folder_of_its_own(tmp_path):
     from speechllm_course.commands.stages import read_config

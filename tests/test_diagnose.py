@@ -141,5 +141,11 @@ def test_eval_examines_and_refuses_what_it_cannot(capsys, monkeypatch):
     assert figures["prompts"]["equal"] == figures["prompts"]["n"] > 0 and figures["prompts"]["sound"] < 1e-4     # against the collator of the trainings
     code, out, err = call("--json", "--max-new-tokens", "2")
     assert code == 0 and json.loads(out)["cut"] == json.loads(out)["n"] and "were cut after 2 tokens" in err
+    code, out, _ = call("--diagnose", "--before", "tiny", "--json")
+    same = json.loads(out)["diagnosis"]
+    assert code == 0 and same["text"]["kept"] == dict(value=0., ci95=[0., 0.]) and same["text"]["before"] == same["text"]["exact"] and same["alignment"]["before"] == same["alignment"]["after"]
+    for expected, wrong, words in ((2, ("--before", "tiny"), "add --diagnose"), (1, ("--diagnose", "--before", "tiny-units"), "hears in units"), (1, ("--diagnose", "--before", "nowhere"), "nowhere")):
+        code, _, err = call(*wrong)
+        assert code == expected and words in err and err.count("\n") == 1, err
     code, _, err = call("--diagnose", "--part", "encoder")
     assert code == 2 and "drop --part" in err and err.count("\n") == 1

@@ -37,3 +37,15 @@ def test_fresh_install_takes_the_tour(tmp_path, python, transformers):
     shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     tests = subprocess.run([tmp_path / "venv" / "bin" / "python", "-m", "pytest", "-p", "no:cacheprovider", *(f"tests/{name}.py" for name in INSTALLED)], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert tests.returncode == 0, tests.stdout[-3000:]
+
+@pytest.mark.slow
+def test_nbdev_2_writes_the_same_modules_from_settings_ini(tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    # newer ones of these two belong to nbdev 3
+    subprocess.run([tmp_path / "venv" / "bin" / "python", "-m", "pip", "install", "--quiet", "nbdev==2.4.14", "execnb<0.2", "fastcore<2"], check=True)
+    shutil.copytree(ROOT / "nbs", tmp_path / "nbs")
+    for name in ("settings.ini", "README.md"): shutil.copy(ROOT / name, tmp_path)
+    package = tmp_path / "speechllm_course"; package.mkdir(); shutil.copy(ROOT / "speechllm_course" / "__init__.py", package)
+    subprocess.run([tmp_path / "venv" / "bin" / "nbdev_export"], cwd=tmp_path, check=True)
+    written = {p.name for p in package.glob("*.py")} - {"_modidx.py"}              # whose paths the two write in ways of their own
+    assert len(written) > 40 and all((package / name).read_text() == (ROOT / "speechllm_course" / name).read_text() for name in written)

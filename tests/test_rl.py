@@ -48,7 +48,7 @@ def test_greedy_rollouts_are_what_the_model_answers(store):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_algorithm_raises_what_it_is_paid_for(algorithm, store):
     "Eight steps on one batch: the expected word accuracy of fresh rollouts rises, or the reply that was preferred gets likelier than the other."
-    model = load_model("tiny"); config = RLConfig(algorithm=algorithm, group=8, kl=0., max_new_tokens=24, updates=2 if algorithm == "ppo" else 1, temperature=1.3, kl_ceiling=100.)
+    model = load_model("tiny"); config = RLConfig(algorithm=algorithm, group=8, kl=0., max_new_tokens=24, updates=2 if algorithm == "ppo" else 1, temperature=1.3, **(dict(kl_ceiling=100.) if algorithm == "dpo" else {}))
     one = batches_of(model, store)(0)
     def batches(n): return one
     policy = Policy(model, config, ["language_model"])
@@ -78,6 +78,11 @@ def test_collapse_ends_the_run(store):
     model = load_model("tiny"); config = RLConfig(group=2, max_new_tokens=8, entropy_floor=50.)
     with pytest.raises(Collapse, match="rl.entropy_floor"):
         train(Policy(model, config, ["connector"]), Prompts(batches_of(model, store), config), TrainConfig(steps=2, log_every=1, device="cpu", trainable=["connector"]), quiet=True, watch=Policy.figures)
+
+def test_a_policy_that_runs_away_ends_the_run(store):
+    model = load_model("tiny"); config = RLConfig(algorithm="reinforce", group=4, max_new_tokens=8, kl=1e-6, kl_ceiling=.05)
+    with pytest.raises(Collapse, match="rl.kl_ceiling"):
+        train(Policy(model, config, ["language_model"]), Prompts(batches_of(model, store), config), TrainConfig(steps=40, learning_rate=3e-3, warmup=1, log_every=1, device="cpu", trainable=["language_model"]), quiet=True, watch=Policy.figures)
 
 def test_a_dropped_group_does_not_dilute_the_others(store):
     "Every second prompt is one that nothing can be said about: dropping its group doubles the gradient that the mean had halved."
@@ -122,7 +127,7 @@ def test_kill_and_resume_reach_the_same_bits(tmp_path):
     ("start: tiny\nrl: {algorithm: gpro}", "rl.algorithm: 'gpro' is unknown"), ("start: tiny\nrl: {group: 1}", "set group: 2 or more"), ("rl: {group: 4}", "start: reinforcement learning begins from a model"),
     ("start: tiny\nrl: {rewards: {word: 1.0}}", "did you mean words"), ("start: tiny\nrl: {temprature: 1.0}", "did you mean temperature"), ("start: tiny\nrl: {algorithm: ppo}", "set updates: 2"),
     ("start: tiny\ntrain: {accumulation: 2}", "train.accumulation"), ("start: tiny\ndistil: {weight: 0.5}", "distil"),
-    ("start: tiny\nrl: {clip_low: 0.1}", "rl.clip_low: never read by grpo"), ("start: tiny\nrl: {algorithm: mwer, loss_type: dapo}", "rl.loss_type: never read by mwer"), ("start: tiny\nrl: {beta: 0.3}", "rl.beta: never read by grpo"), ("start: tiny\nrl: {kl: 0.0, correct_kl: true}", "rl.correct_kl")])
+    ("start: tiny\nrl: {clip_low: 0.1}", "rl.clip_low: never read by grpo"), ("start: tiny\nrl: {algorithm: mwer, loss_type: dapo}", "rl.loss_type: never read by mwer"), ("start: tiny\nrl: {beta: 0.3}", "rl.beta: never read by grpo"), ("start: tiny\nrl: {kl: 0.0, correct_kl: true}", "rl.correct_kl"), ("start: tiny\nrl: {kl: 0.0, kl_ceiling: 0.5}", "rl.kl_ceiling: never read")])
 def test_settings_that_cannot_work_are_refused_before_anything_is_trained(command, tmp_path, lines, says):
     path = tmp_path / "rl.yaml"; path.write_text(f"stage: rl\n{lines}\n")
     code, _, err = command("train", path, "--dry-run")

@@ -49,21 +49,23 @@ def heard_before(model, rows):
     except OSError: return None
     return sum(r["id"] in known for r in rows)
 
-def check_options(task, part, input, model, diagnose):
+def check_options(task, part, input, model, diagnose, before=None):
     "Raise where options contradict one another: before a corpus is made, which may take minutes."
     if part == "lm" and input == "audio": raise UsageError("--part lm reads, it does not hear; add --input text")
     if part == "encoder" and input == "text": raise UsageError("--part encoder hears, it does not read; drop --input text")
     in_part = part != "all" or input != "audio"
     if task in SPOKEN and in_part: raise UsageError(f"--task {task} hears and speaks; drop --part and --input")
+    if before and not diagnose: raise UsageError(f"--before {before} is what --diagnose compares with; add --diagnose")
     if diagnose and in_part: raise UsageError("--diagnose examines the whole model on clips; drop --part and --input")
     if part == "encoder" and task not in (None, "asr", "order", "digit"): raise UsageError(f"--part encoder can only transcribe; --task {task} needs the language model")
     if diagnose and is_unit_model(model): raise DataError(f"--diagnose examines spans, and {model} hears in units; use --model tiny, or drop --diagnose")
+    if before and is_unit_model(before): raise DataError(f"--before {before} hears in units and has no spans to compare; give a model that hears in spans")
     if part == "encoder" and is_unit_model(model): raise DataError(f"--part encoder: {model} hears in units and has no transcribing encoder of its own; use --model tiny")
 
-def run(data, root, task, part, input, model, committed, seed, limit, diagnose, strict, device, say, diagnose_clips=60, max_new_tokens=64):
+def run(data, root, task, part, input, model, committed, seed, limit, diagnose, strict, device, say, diagnose_clips=60, max_new_tokens=64, before=None):
     "Evaluate; returns one plain dict, null where a figure has no meaning."
     model = model or usual_model(data, task, part, input)
-    check_options(task, part, input, model, diagnose)
+    check_options(task, part, input, model, diagnose, before)
     dataset, natural = load(data, root, committed, seed, task)
     name = data.partition(":")[0]
     task = task or ("answer" if input == "text" and name == "world" else natural)
@@ -80,6 +82,7 @@ def run(data, root, task, part, input, model, committed, seed, limit, diagnose, 
     if part == "encoder" and task == "digit": task, chosen = "asr", [(i, prompt, rows[i]["text"]) for i, prompt, _ in chosen]
     if input == "text" and not any(rows[i]["text"] for i, _, _ in chosen): raise DataError(f"{data}: has no transcripts to read; drop --input text")
     whole, subject, tokenizer = subject_of("lm" if input == "text" and is_unit_model(model) else part, model, device)
+    if diagnose: earlier, lm = (earlier_model(before, whole, device), None) if before else parts_of(model, device)
     heard = heard_before(model, rows)
     if heard: say(f"warning: {model} has heard {heard} of these {len(rows)} recordings in training; this is no test of it (give --model tiny, or see speechllm bench orders)")
     if part == "all" and input == "audio":
@@ -98,9 +101,8 @@ def run(data, root, task, part, input, model, committed, seed, limit, diagnose, 
                   **evaluate.score(rows, chosen, replies, task), cut=cut, skipped=len(skipped), heard_in_training=heard, seconds=round(seconds, 1),
                   audio_seconds=None if input == "text" else round(sum(len(waveforms[i]) for i, _, _ in chosen) / 16_000, 1))
     if diagnose:
-        before, lm = parts_of(model, device)
         # eight written questions for every clip: reading is cheap, and a loss of one point in a hundred wants thousands
-        result["diagnosis"] = diagnose_model(whole, rows, waveforms, before, lm, clips=diagnose_clips, questions=world.sentences(max(100, 8 * diagnose_clips), "diagnose", test_text=True, task="qa"), learn=as_in_training(whole.processor))
+        result["diagnosis"] = diagnose_model(whole, rows, waveforms, earlier, lm, clips=diagnose_clips, questions=world.sentences(max(100, 8 * diagnose_clips), "diagnose", test_text=True, task="qa"), learn=as_in_training(whole.processor))
     return result
 
 def as_in_training(processor):
@@ -136,6 +138,12 @@ def parts_of(model, device):
         before = new_model(about["encoder"], about["lm"], about["post_process"], about["connector"]).to(device).eval()
     except (OSError, ValueError, KeyError): return None, None
     return before, evaluate.inner_lm(before)
+
+def earlier_model(name, model, device):
+    "The model that `--before` names. Raises `DataError` where the two do not read the same tokens."
+    earlier = load_any(name, device)
+    if name_vocabulary(earlier.processor.tokenizer) != name_vocabulary(model.processor.tokenizer): raise DataError(f"--before {name}: spells with another language model's tokens than the model that is examined; compare models of one language model")
+    return earlier
 
 def _spoken(data, task, model, device, seed, rows, waveforms, skipped):
     "Tasks whose replies are heard by the judge."

@@ -17,6 +17,7 @@ ROWS = [  # (file, what, which figure)
     ("tiny-qa-test_voices", "`tiny`, spoken questions, unseen voices", "exact"), ("lm-qa-test_voices", "the same questions in writing, to the same model", "exact"),
     ("tiny-command-test_voices", "`tiny`, spoken commands, unseen voices", "exact"), ("tiny-qa-test_voices", "`tiny`, instructions in held-out wordings, unseen voices", "diagnosis.following.unseen.followed"), ("tiny-qa-test_voices", "the same replies, right in every word", "diagnosis.following.unseen.exact"), ("tiny-qa-test_voices", "written questions of unseen texts, to the same model", "diagnosis.text.exact"), ("tiny-qa-test_voices", "the same, to the language model before it heard anything", "diagnosis.text.before"),
     ("tiny-refuse-test_both", "`tiny`, guarded requests and near-misses, unseen voices and texts", "exact"), ("tiny-requests", "`tiny`, the same in wordings that the world has not", "exact"),
+    ("tiny-requests", "of these, the half that must be refused", "refused"), ("tiny-requests", "and the near-misses, which must not", "over_refused"),
     ("encoder-fsdd-nicolas", "encoder alone, real digits, a speaker never heard", "wer"), ("tiny-fsdd-nicolas", "`tiny`, real digits, a speaker never heard", "exact"), ("tiny-barista", "`tiny`, real coffee orders, exact intent and slots", "exact"),
     ("tiny-units-asr-test_voices", "model of units `tiny-units`, transcripts, unseen voices", "wer"), ("tiny-units-qa-test_voices", "`tiny-units`, spoken questions, written answers at once, without writing down what was heard first", "exact"),
     ("tiny-units-spoken_qa-test_voices", "`tiny-units`, spoken questions, spoken answers, as another encoder hears them", "exact"), ("tiny-units-spoken_qa-test_voices", "what the same replies say in writing", "text_exact"), ("tiny-units-lm-test_text", "`tiny-units`, written questions and requests, unseen texts", "exact"),
@@ -24,7 +25,7 @@ ROWS = [  # (file, what, which figure)
     ("encoder-barista", "keyword matcher on the encoder's transcript, the same orders", "exact"),
 ]
 
-NAMES = {"wer": "WER", "diagnosis.following.unseen.followed": "followed"}
+NAMES = {"wer": "WER", "refused": "refused", "over_refused": "refused", "diagnosis.following.unseen.followed": "followed"}
 
 def found(r, figure):
     "(value, 95 % interval, n) of one figure of an evaluation; a path with dots leads into its diagnosis."
@@ -32,8 +33,9 @@ def found(r, figure):
     if "." in figure:
         parent, last = functools.reduce(dict.__getitem__, figure.split(".")[:-1], r), figure.split(".")[-1]
         return parent[last]["value"], parent[last]["ci95"], parent["n"]
-    right = round(r["n"] * r[figure])
-    return r[figure], bootstrap([1] * right + [0] * (r["n"] - right)), r["n"]           # of clips that are right or wrong
+    n = r["n"] // 2 if "refused" in figure else r["n"]                                   # half of `spoken_requests` must be refused
+    right = round(n * r[figure])
+    return r[figure], bootstrap([1] * right + [0] * (n - right)), n                      # of clips that are right or wrong
 
 def results_table(folder:Path) -> str:
     "The README's table from the JSON files that exist."

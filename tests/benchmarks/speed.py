@@ -94,7 +94,7 @@ def peers():
     yield "Granite-Speech", granite, granite_tokens, granite_inputs
 
 def training():
-    "One pass over 64 clips, forward and backward: in random batches of 8, as a user runs them, and in the same bucketed batches for all."
+    "One pass over 64 clips: forward, backward, clipped gradients and AdamW, in random batches of 8, as a user runs them, and in the same bucketed batches for all."
     seconds = lengths()
     mels = [torch.randn(int(100 * s), 80) for s in seconds]
     targets = [list(range(10, 10 + max(1, int(3 * s)))) for s in seconds]
@@ -103,10 +103,12 @@ def training():
     model, processor = speech_llm()
     def our_inputs(mels): x, mask = padded_to(mels, 1); return dict(input_features=x.transpose(1, 2), input_features_mask=mask.bool())
     def runner(model, tokens, inputs, batches):
+        moving = list(model.parameters()); optimizer = torch.optim.AdamW(moving, 1e-5)
         def run():
             for indices in batches:
                 data = pad_rows([([1] + [4] * n + [2] + targets[i], [-100] * (n + 2) + targets[i]) for i in indices for n in (tokens(len(mels[i])),)], 0)
-                model(**data, **inputs([mels[i] for i in indices])).loss.backward(); model.zero_grad()
+                model(**data, **inputs([mels[i] for i in indices])).loss.backward()
+                torch.nn.utils.clip_grad_norm_(moving, 1.); optimizer.step(); optimizer.zero_grad()
         return run
     field = [("ours", model, lambda n: processor.span_length(Conformer.frames(n)), our_inputs), *peers()]
     candidates = {f"{name}, {plan}": runner(m.train(), tokens, inputs, batches) for name, m, tokens, inputs in field for plan, batches in plans.items()}
@@ -116,14 +118,20 @@ def training():
     return rows("training", contest(candidates, 3), "ours, bucketed", float(seconds.sum()), "audio-seconds per second")
 
 def generation():
-    "Answers to 32 clips: one batch against one by one, the same greedy replies."
+    "Greedy replies of 16 tokens to 32 clips: one batch against one by one, and against transformers' own models, whose features are ready made."
     model, processor = speech_llm()
-    clips = [torch.randn(int(s * 16_000)) * .1 for s in lengths(32, 3)]
-    def options(): return dict(max_new_tokens=16, do_sample=False, eos_token_id=None, pad_token_id=0)
+    seconds = lengths(32, 3)
+    clips, mels = [torch.randn(int(s * 16_000)) * .1 for s in seconds], [torch.randn(int(100 * s), 80) for s in seconds]
+    def options(): return dict(max_new_tokens=16, min_new_tokens=16, do_sample=False, eos_token_id=3, pad_token_id=0)
     def batched(): model.generate(**processor.batch(clips, ["answer"] * 32), **options())
     def single():
         for c in clips: model.generate(**processor.batch([c], ["answer"]), **options())
-    return rows("generation, 32 clips", contest({"ours, one batch": batched, "ours, one by one": single}, 3), "ours, one batch")
+    def runner(model, tokens, inputs):
+        prompts = [[1] + [4] * tokens(len(m)) + [2] for m in mels]
+        ids = torch.tensor([[0] * (max(map(len, prompts)) - len(p)) + p for p in prompts])         # padding on the left
+        return lambda: model.generate(input_ids=ids, attention_mask=(ids > 0).long(), **inputs(mels), **options())
+    candidates = {"ours, one batch": batched, "ours, one by one": single} | {name: runner(m.eval(), tokens, inputs) for name, m, tokens, inputs in peers()}
+    return rows("generation, 32 clips", contest(candidates, 3), "ours, one batch")
 
 def rollouts():
     "Eight sampled replies of 24 tokens to each of 8 clips, and their log-probabilities with gradients: one shared prefill, against copies of every prompt, as TRL's GRPOTrainer makes them for `generate` and for scoring."
