@@ -575,6 +575,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'speechllm_course.probe.targets': ('probe.html#targets', 'speechllm_course/probe.py')},
             'speechllm_course.processor': { 'speechllm_course.processor.ClipProcessor': ( 'processor.html#clipprocessor',
                                                                                           'speechllm_course/processor.py'),
+                                            'speechllm_course.processor.ClipProcessor.__call__': ( 'processor.html#clipprocessor.__call__',
+                                                                                                   'speechllm_course/processor.py'),
                                             'speechllm_course.processor.ClipProcessor.__init__': ( 'processor.html#clipprocessor.__init__',
                                                                                                    'speechllm_course/processor.py'),
                                             'speechllm_course.processor.ClipProcessor._process_audio': ( 'processor.html#clipprocessor._process_audio',

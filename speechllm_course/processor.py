@@ -17,6 +17,7 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from transformers import AutoFeatureExtractor, AutoModelForCausalLM, AutoProcessor, BatchFeature, ProcessorMixin
+from transformers.audio_utils import make_list_of_audio
 
 from .audio import normalise_log_mel
 from .augment import augment
@@ -63,6 +64,13 @@ class ClipProcessor(ProcessorMixin):
         mask = out["attention_mask"].bool()
         lengths = count_frames(self.frames, mask.sum(1))
         return dict(input_features=features, input_features_mask=mask), [self.span_length(int(n)) for n in lengths]
+
+    def __call__(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        "transformers' own entrance. Raises `ValueError` unless there is one placeholder for every clip, which not all of its versions look at."
+        found = sum(t.count(self.audio_token) for t in ([text] if isinstance(text, str) else text or []))
+        clips = 0 if audio is None else len(make_list_of_audio(audio))
+        if found != clips: raise ValueError(f"text, audio: {found} {self.audio_token} for {clips} clips; write one where each clip is to be heard")
+        return super().__call__(images=images, text=text, videos=videos, audio=audio, **kwargs)
 
     def _process_audio(self, audio, **kwargs):
         data, counts = self.features([torch.as_tensor(a) for a in audio])

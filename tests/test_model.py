@@ -71,7 +71,7 @@ def test_spans_go_to_their_places():
     assert real.tolist() == [[True, True, True, False, True], [True] * 5]
     with pytest.raises(ValueError, match="5 audio placeholders for 4 span positions of 2 clips"): place_spans(torch.zeros(2, 5, 1), places, span, torch.tensor([2, 2]))
 
-@pytest.mark.parametrize("placeholders, clips, says", [(2, 1, "total 2 .* and 1 audio"), (1, 2, "total 1 .* and 2 audio"), (0, 1, "total 0 .* and 1 audio"), (1, 0, "no audio inputs")])
+@pytest.mark.parametrize("placeholders, clips, says", [(2, 1, "2 .* for 1 clips"), (1, 2, "1 .* for 2 clips"), (0, 1, "0 .* for 1 clips"), (1, 0, "1 .* for 0 clips")])
 def test_as_many_placeholders_as_clips(placeholders, clips, says):
     processor = load_model("tiny").processor
     with pytest.raises(ValueError, match=says) as e: processor(text=[processor.audio_token * placeholders + " transcribe"], audio=[torch.randn(8000).numpy()] * clips or None, return_tensors="pt")

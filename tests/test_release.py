@@ -23,7 +23,7 @@ def test_fresh_install_takes_the_tour(tmp_path, python, transformers):
         pinned = [f"transformers=={transformers}"] + [line for line in pinned if not line.startswith(("transformers==", "huggingface_hub=="))]
     constraints.write_text("\n".join(pinned))
     shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(".venv", ".git", "runs", "__pycache__", "*.egg-info"))
-    subprocess.run([*pip, "--constraint", constraints, tmp_path / "source", "espeakng-loader", "pytest", "nbdev", "tensorboard"], check=True)
+    subprocess.run([*pip, "--constraint", constraints, tmp_path / "source", "espeakng-loader", "pytest", "pytest-xdist", "nbdev", "tensorboard"], check=True)
     env = {k: v for k, v in os.environ.items() if k != "SPEECHLLM_DATA"} | {"SPEECHLLM_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "2"}
     speechllm = tmp_path / "venv" / "bin" / "speechllm"
     doctor = subprocess.run([speechllm, "doctor"], cwd=tmp_path, env=env, capture_output=True, text=True)
@@ -35,7 +35,7 @@ def test_fresh_install_takes_the_tour(tmp_path, python, transformers):
     assert time.time() - began < 300, "the tour takes at most five minutes on two cores"
     assert int(tour.stdout.split()[-1]) < 3 << 20, "and three gigabytes of memory"
     shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-    tests = subprocess.run([tmp_path / "venv" / "bin" / "python", "-m", "pytest", "-p", "no:cacheprovider", *(f"tests/{name}.py" for name in INSTALLED)], cwd=tmp_path, env=env, capture_output=True, text=True)
+    tests = subprocess.run([tmp_path / "venv" / "bin" / "python", "-m", "pytest", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile", *(f"tests/{name}.py" for name in INSTALLED)], cwd=tmp_path, env=env | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert tests.returncode == 0, tests.stdout[-3000:]
 
 @pytest.mark.slow
