@@ -161,10 +161,10 @@ def test_which_one_when_puts_ones_own_steps_beside_the_study():
 
 @pytest.mark.slow
 def test_quick_runs_every_row_in_three_minutes(tmp_path, command):
-    began = time.process_time()                                       # whatever else the machine does
+    began = time.time()
     code, out, _ = command("bench", "fusion", "--quick", "--out", tmp_path / "quick.json")
     assert code == 0 and {r["row"] for r in json.loads((tmp_path / "quick.json").read_text())["rows"]} == set(ROWS) and all(f"\n{row} " in out for row in ROWS)
-    assert time.process_time() - began < 180
+    assert time.time() - began < 180
 
 def test_rows_that_two_processes_measured_are_kept_once(tmp_path):
     from speechllm_course.commands.fusion_study import begin, keep

@@ -158,10 +158,11 @@ def test_no_pretraining_of_the_study_collapsed():
 @pytest.mark.parametrize("study", ["pretrain", "towards", "whole"])
 def test_quick_studies_run_every_row(study, tmp_path):
     module, began = importlib.import_module(f"speechllm_course.commands.{study}_study"), time.perf_counter()
+    missing = [row for row in module.ROWS if study == "pretrain" and not module.possible(row, module.QUICK)]
+    if missing: pytest.skip(f"no clips here for {', '.join(missing)}: they need Flite, eSpeak NG and the real recordings")
     module.run(tmp_path / "quick.json", quick=True)
     saved = json.loads((tmp_path / "quick.json").read_text())
-    possible = getattr(module, "possible", lambda row, plan: True)                       # without Flite there are no clips for the supervised row
-    assert {r["row"] for r in saved["rows"]} == {row for row in module.ROWS if possible(row, module.QUICK)} and saved["evidence"] is False and time.perf_counter() - began < 600
+    assert {r["row"] for r in saved["rows"]} == set(module.ROWS) and saved["evidence"] is False and time.perf_counter() - began < 600
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
 def test_memory_does_not_grow_with_the_corpus(tmp_path):
