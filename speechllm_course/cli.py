@@ -1,5 +1,5 @@
 "The command line: thin functions that call the library and turn its errors into one line."
-import contextlib, json, os, sys, warnings
+import contextlib, difflib, json, os, sys, warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Optional
@@ -40,7 +40,8 @@ def pick_device(name):
 
 def choose(option, value, choices):
     "Refuse a value that is not among the choices: bad usage, exit 2."
-    if value not in choices: raise typer.BadParameter(f"{option} {value}: choose from {', '.join(choices)}")
+    near = difflib.get_close_matches(str(value), choices, 1)
+    if value not in choices: raise typer.BadParameter(f"{option} {value}: {f'did you mean {near[0]}? ' if near else ''}choose from {', '.join(choices)}")
 
 @app.command()
 def doctor():

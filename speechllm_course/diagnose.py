@@ -225,6 +225,7 @@ def diagnose(
     clips:int=60, # the first so many are used
     questions:list|None=None, # written questions (default: 100 of the world, texts of the test)
     learn=None, # (waveforms, prompts, replies) → a batch as the training made it; without it prompts are not compared
+    history:tuple=(), # of its training, with `listening_watch` in it
 ) -> dict: # one entry for each examination; plain data
     "Every examination of this lesson. Raises `ValueError` for clips from which nothing can be asked."
     rows, waveforms, processor, tokenizer = rows[:clips], waveforms[:clips], model.processor, model.processor.tokenizer
@@ -232,7 +233,9 @@ def diagnose(
     chosen, spoken = examples(rows, task), [i for i, r in enumerate(rows) if r["text"]]
     heard, prompts, right = [waveforms[i] for i, _, _ in chosen], [p for _, p, _ in chosen], [r for _, _, r in chosen]
     follow = {name: following(model, tokenizer, rows, waveforms, unseen, only=only) for name, unseen in (("seen", False), ("unseen", True))}
-    return dict(
+    gaps = [(row["step"], row["gap"]) for row in history if "gap" in row]
+    watched = dict(emergence=emergence(gaps, 0, .1, rising=True) | dict(n=len(gaps), gap=gaps[-1][1])) if gaps else {}
+    return watched | dict(
         listening=listening(model, rows, waveforms, task),
         following={k: dict(n=f["n"], followed=_share(f["followed"], f["n"]), exact=_share(f["exact"], f["n"])) for k, f in follow.items()},
         worst_prompt=worst_prompt(model, tokenizer, rows, waveforms, "asr" if spoken else task, clips=max(20, clips // 2)),
@@ -257,5 +260,8 @@ def report(
         ("text skill", bool(kept) and kept["ci95"][1] < 0, f"exact {p(t['exact'])}" + (f", before {p(t['before'])}, change {p(kept)}" if kept else ""), t["n"]),
         ("batches", b["equal"]["value"] < 1 or b["difference"] > .1, f"replies as one by one {p(b['equal'])}; logits differ by {b['difference']:g} at most", b["n"]),
         ("prompts", a["equal"] < a["n"] or (a["sound"] or 0) > 1e-4, f"{a['equal']} as in training{other}, sound differs by {a['sound'] or 0:.2g} at most", a["n"]) if a else ("prompts", None, "not compared with a training batch", 0)]
+    if e := figures.get("emergence"):
+        flat, begins = (f", deaf from step {e['plateau'][0]} to {e['plateau'][1]}" if e["plateau"] else ""), f"from step {e['begins']} on" if e["begins"] else "not yet"
+        lines.insert(1, ("emergence", e["stage"] != "listening", f"listens {begins}{flat}; a stranger's audio costs {e['gap']:.2f} in the last row of the training", e["n"]))
     if g: lines.append(("alignment", g["after"]["ci95"][0] <= g["chance"], f"own transcript found {p(g['after'])}, chance {100 * g['chance']:.1f} %" + (f", before {p(g['before'])}" if "before" in g else ""), g["n"]))
     return "\n".join(f"{'' if bad is None else 'look' if bad else 'ok':5}{name:13} {text}, n = {n}" for name, bad, text, n in lines)

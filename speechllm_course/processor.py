@@ -123,7 +123,7 @@ def load_ears(
     encoder = SpeechEncoder.from_pretrained(folder)
     try: frame_rule(encoder.config)
     except ValueError as e: raise ValueError(f"{source}: {e}") from None
-    try: return encoder, AutoFeatureExtractor.from_pretrained(folder)
+    try: return encoder, AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError): raise FileNotFoundError(f"{source}: an encoder without its feature extractor; save that beside it, so that there is a preprocessor_config.json") from None
 
 # %% ../nbs/06c_processor.ipynb #processor-040
@@ -306,7 +306,7 @@ def load_model(
     try: kind = json.loads((folder / "config.json").read_text()).get("model_type", "model of no type")
     except (OSError, ValueError): raise ValueError(f"{folder}: config.json cannot be read; save the model again") from None
     if kind != SpeechLLMConfig.model_type: raise ValueError(f"{folder}: holds a {kind}, not a speech LLM; give a folder that `speechllm train` or `tour` wrote")
-    try: model, found = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True); model.processor = AutoProcessor.from_pretrained(folder)
+    try: model, found = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True); model.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except Exception as e: raise ValueError(f"{folder}: not a speech LLM that can be loaded ({str(e).splitlines()[0][:120]}); save the model and its processor again") from None
     if found["missing_keys"]: raise ValueError(f"{folder}: {sorted(found['missing_keys'])[0]} is missing; a model with adapters is baked before save_pretrained, or its adapters are saved alone (save_adapter)")
     return model.to(device).eval()

@@ -15,7 +15,7 @@ def clip(tmp_path):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_has_an_example(command, name):
     code, out, _ = command(*name.split(), "--help")
-    assert code == 0 and f"speechllm {name}" in " ".join(out.split())
+    assert code == 0 and f"Example: speechllm {name}" in " ".join(out.split())
 
 @pytest.mark.parametrize("arguments,code,part", [
     (["ask"], 2, "Missing argument"), (["fly"], 2, "No such command"), (["ask", "none.wav"], 1, "no such file"), (["ask", "."], 1, "a directory"),
@@ -163,3 +163,7 @@ def test_model_folders(command, clip, tmp_path):
         if name == "foreign": (folder / "config.json").write_text('{"model_type": "bert"}')
         code, _, err = command("ask", clip, "--model", folder)
         assert code == 1 and part in err and len(err.strip().splitlines()) == 1
+    broken = tmp_path / "broken"; shutil.copytree(find_artifact("tiny"), broken)
+    whole = (broken / "difference.safetensors").read_bytes(); (broken / "difference.safetensors").write_bytes(whole[:len(whole) // 2])
+    code, _, err = command("ask", clip, "--model", broken)
+    assert code == 1 and "broken" in err and len(err.strip().splitlines()) == 1

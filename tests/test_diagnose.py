@@ -122,10 +122,12 @@ def test_every_span_can_be_compared_with_text(clips, slots):
     assert 0 <= retrieval(net, [waveforms[0], torch.randn(8000) * 1e-3], [rows[0]["text"], "something else"]) <= 1
 
 def test_the_report_points_at_what_is_wrong_and_is_plain_data(model, deaf, clips):
-    fine, broken = (diagnose(m, *(x[:12] for x in clips), lm=load_lm("lm")[0], only=("asr", "answer", "digit"), questions=sentences(20, "test", task="qa"), learn=m.processor.batch if m is model else None) for m in (model, deaf))
+    fine, broken = (diagnose(m, *(x[:12] for x in clips), lm=load_lm("lm")[0], only=("asr", "answer", "digit"), questions=sentences(20, "test", task="qa"), learn=m.processor.batch if m is model else None, history=[dict(step=k, gap=g) for k, g in enumerate((0., .02, .5))] if m is model else ()) for m in (model, deaf))
     assert json.loads(json.dumps(fine)) == fine
     first = {line.split()[1]: line.split()[0] for line in report(broken).splitlines()}
     assert first["listening"] == "look" and first["text"] == "ok" and len(first) == 7 and "not compared" in report(broken)
+    assert "listens from step 2 on, deaf from step 0 to 1; a stranger's audio costs 0.50" in report(fine)
+    assert report(broken | dict(emergence=dict(stage="plateau", plateau=[10, 20], begins=None, n=2, gap=.01))).splitlines()[1].startswith("look emergence     listens not yet, deaf from step 10 to 20")
     assert all(line.startswith("ok") for line in report(fine).splitlines() if "worst prompt" not in line)
 
 def test_eval_examines_and_refuses_what_it_cannot(capsys, monkeypatch):

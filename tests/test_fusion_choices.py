@@ -39,7 +39,7 @@ def test_training_moves_the_slots_alone(tmp_path):
     assert all(torch.equal(fresh[k], trained[k]) for k in fresh if "encoder" in k or "language_model" in k)
 
 @pytest.mark.parametrize("slots, says", [
-    (dict(post_process=dict(name="wieghted")), "did you mean weighted"), (dict(post_process=dict(name="layer", k=7)), "hidden states 0 to 6"), (dict(post_process=dict(name="layer")), "k"),
+    (dict(post_process=dict(name="wieghted")), "did you mean weighted"), (dict(post_process=dict(name="layer", k=7)), "hidden states 0 to 6"), (dict(post_process=dict(name="layer")), "layer: k is missing"), (dict(post_process=dict(name="weighted", only=[9])), "hidden states 0 to 6"),
     (dict(post_process=dict(name="concat", only=[])), "must be a list"), (dict(connector=dict(name="linear", stack=0)), "at least 1"), (dict(connector=dict(name="mlp", stack=2.5)), "whole number"),
     (dict(connector=dict(name="mlp", activation="gelo")), "choose from gelu"), (dict(connector=dict(name="qformer", window=0)), "at least 1"), (dict(connector=dict(name="qformer", heads=5)), "does not divide"),
     (dict(connector=dict(name="conv", stack=4, kernel=3)), "frames would be skipped"), (dict(connector=dict(name="soft", temperature=0)), "connector soft: temperature: 0 must be a number above 0"), (dict(connector=dict(name="soft", temperature="1e-1")), "written like 0.1"), (dict(connector=dict(name="cif", quantity_weight="0.1")), "quantity_weight"), (dict(post_process=dict(name="weighted", norm="no")), "true or false"), (dict(post_process=dict(name="concat", out=100), connector=dict(name="hard")), "hands on 100"), (dict(connector=dict(name="soft", vocabulary=9)), "no option"),
@@ -157,7 +157,7 @@ def test_steps_that_fit_into_a_time(monkeypatch):
 def test_which_one_when_puts_ones_own_steps_beside_the_study():
     lines = fusion_study.closing(["layer 2", "hard"], {name: dict(loss=1.25, seconds=3.) for name in ("layer 2", "hard")}).splitlines()
     hard = [r for r in fusion_study.load_study()["rows"] if r["row"] == "hard"]
-    assert f"{100 * sum(r['wer'] for r in hard) / len(hard):.1f}" in lines[3] and all("1.25" in line for line in lines[2:])
+    assert f"{100 * sum(r['wer'] for r in hard) / len(hard):.1f}" in lines[3] and all("1.25" in line for line in lines[2:4]) and lines[4].startswith("words alone: ")
 
 @pytest.mark.slow
 def test_quick_runs_every_row_in_three_minutes(tmp_path, command):

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 from speechllm_course.audio import log_mel
 from speechllm_course.corpus import data_dir, decode_rows, load_world
 from speechllm_course.encoder import Conformer, ConformerConfig
+from speechllm_course.encoders import SpeechEncoder
 from speechllm_course.fusion import AudioSpan
 from speechllm_course.lm import CutReply, load_lm, reply
 from speechllm_course.model import place_spans
@@ -17,7 +18,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::speechllm_course.lm.CutReply") 
 
 FINAL, MLP = {"name": "final"}, {"name": "mlp", "stack": 3, "hidden": 64}
 POST_PROCESSES = [{"name": "layer", "k": 3}, {"name": "weighted"}, {"name": "weighted", "norm": True, "only": [0, 2, -1]}, {"name": "concat"}, {"name": "layer_attention"}, {"name": "attention"}, {"name": "attention", "prompt": False}]
-CONNECTORS = [{"name": "linear", "stack": 2}, MLP, {"name": "conv", "stack": 3, "kernel": 5, "hidden": 64}, {"name": "qformer", "window": 7, "queries": 2}, {"name": "cross_attention"},
+LONGEST = 12     # frames: the last of the clips below has fewer
+CONNECTORS = [{"name": "linear", "stack": LONGEST}, MLP, {"name": "conv", "stack": LONGEST, "kernel": LONGEST + 1, "hidden": 64}, {"name": "qformer", "window": LONGEST, "queries": 2}, {"name": "cross_attention"},
               {"name": "hard"}, {"name": "soft", "temperature": 2.}, {"name": "soft", "drop_blank": 1.}, {"name": "compress"}, {"name": "compress", "weights": "probability"}, {"name": "cif"}]
 CHOICES = [(p, MLP) for p in POST_PROCESSES] + [(FINAL, c) for c in CONNECTORS]
 
@@ -36,7 +38,11 @@ def model(request):
 @pytest.fixture(scope="module")
 def clips():
     g = torch.Generator().manual_seed(0)
-    return [torch.randn(n, generator=g) * .1 for n in (20_000, 9_000, 1_600)]   # the last is 10 frames, shorter than most stacks are after the encoder
+    return [torch.randn(n, generator=g) * .1 for n in (20_000, 9_000, 1_600)]   # the last is shorter than the stacks and windows of LONGEST frames
+
+def test_the_last_clip_is_shorter_than_a_stack(clips):
+    tiny = load_model("tiny")
+    assert 0 < tiny.model.encoder(tiny.processor.batch(clips[2:], ["transcribe"])["input_features"]).hidden_states[-1].shape[1] < LONGEST
 
 def options(model): return dict(max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=model.processor.tokenizer.pad_token_id)
 
@@ -123,6 +129,23 @@ def test_lora_trains_only_the_language_model(model, clips):
     moved = {n for n, p in adapted.named_parameters() if p.requires_grad}
     assert moved and all("lora" in n and "language_model" in n for n in moved)
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for n, p in adapted.named_parameters() if "lora_B" in n)
+    with torch.no_grad():
+        for name, p in adapted.named_parameters():
+            if "lora_B" in name: p.normal_(0, .1)
+        prompts = ["answer", "transcribe", "reply"]
+        batch, plain = adapted(**model.processor.batch(clips, prompts), logits_to_keep=1).logits[:, 0], model(**model.processor.batch(clips, prompts), logits_to_keep=1).logits[:, 0]
+        for row, clip, prompt in zip(batch, clips, prompts): torch.testing.assert_close(row, adapted(**model.processor.batch([clip], [prompt]), logits_to_keep=1).logits[0, 0], atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(batch, plain, atol=1e-2)
+
+@torch.no_grad()
+def test_the_loss_of_a_batch_is_that_of_its_rows(model, clips):
+    prompts, replies = ["answer", "transcribe", "reply"], ["yes", "the farmer hides his new shoes", "maybe"]
+    def loss(rows):
+        batch = model.processor.batch([clips[i] for i in rows], [prompts[i] for i in rows], [replies[i] for i in rows])
+        batch.pop("transcript_ids", None)
+        return float(model(**batch).loss), int((batch["labels"] != -100).sum())
+    (together, n), alone = loss([0, 1, 2]), [loss([i]) for i in range(3)]
+    assert n == sum(k for _, k in alone) and together == pytest.approx(sum(x * k for x, k in alone) / n, abs=1e-4)
 
 def test_files_round_trip(model, clips, tmp_path):
     model.save_pretrained(tmp_path); model.processor.save_pretrained(tmp_path)
@@ -162,8 +185,14 @@ def test_loudness_changes_nothing(clips):
     torch.testing.assert_close(near, far, atol=1e-4, rtol=1e-4)
 
 def test_only_safetensors_are_read(tmp_path):
-    torch.save({"x": torch.zeros(1)}, tmp_path / "pytorch_model.bin"); (tmp_path / "config.json").write_text('{"model_type": "speechllm"}')
-    with pytest.raises((ValueError, FileNotFoundError)): load_model(tmp_path)
+    "Complete models of all three kinds whose weights are pickled: what they hold would do, but it is not read."
+    whole = load_model("tiny")
+    for name, part, beside, load in (("speechllm", whole, whole.processor, load_model), ("lm", load_lm("lm")[0], load_lm("lm")[1], load_lm), ("encoder", whole.model.encoder.model, None, SpeechEncoder.from_pretrained)):
+        folder = tmp_path / name; part.save_pretrained(folder)
+        if beside: beside.save_pretrained(folder)
+        load(folder)
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin"); (folder / "model.safetensors").unlink()
+        with pytest.raises((ValueError, OSError), match="safetensors"): load(folder)
 
 def test_a_difference_belongs_to_its_base(model, tmp_path):
     save_difference(model, tmp_path, "encoder", "lm")

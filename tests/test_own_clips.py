@@ -6,6 +6,7 @@ import pytest, torch, yaml
 from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from speechllm_course.audio import save_audio
+from speechllm_course.commands.evaluation import history_of
 from speechllm_course.commands.own_clips import asking
 from speechllm_course.commands.stages import Stage, read_config, run_stage
 from speechllm_course.commands.stores import SpeechData
@@ -43,6 +44,20 @@ def config(tmp_path, folder, data=None, train=None, **changes):
 def test_our_conformer_learns_from_a_folder(folder, tmp_path, data, clips):
     history = run_stage(config(tmp_path, folder, data), device="cpu", quiet=True)
     assert len(history) == 2 and isinstance(load_model(tmp_path / "out").answer(clips[1][0], "what is the mood"), str)
+
+@pytest.mark.parametrize("distil", [{}, {"weight": .5}])
+def test_a_history_tells_whether_the_model_listens_and_stays_beside_it(folder, tmp_path, distil):
+    history = run_stage(config(tmp_path, folder, dict(watch="world:valid"), distil=distil), device="cpu", quiet=True)
+    assert all(row["gap_low"] > 1 and row["blind"] > row["seeing"] for row in history) and history_of(tmp_path / "out") == history       # `tiny` has learned to listen before
+
+def test_own_recordings_can_be_watched_and_what_cannot_is_said(folder, tmp_path):
+    history = run_stage(config(tmp_path, folder, dict(watch=str(folder))), device="cpu", quiet=True)           # two answers, both alike: so its transcripts are asked
+    assert history[-1]["gap_low"] > 1
+    (folder / "metadata.csv").write_text("file_name,text\n0.wav,same words\n1.wav,same words\n")
+    for name, says in ((str(folder), "no two clips with different replies"), ("world:test_voices", "is there for testing"), ("nowhere", "neither a corpus")):
+        with pytest.raises((ConfigError, DataError), match=says): run_stage(config(tmp_path, folder, dict(watch=name)), device="cpu", quiet=True, dry_run=True)
+    rewarded = config(tmp_path, folder, dict(watch="world:valid"), stage="rl")
+    with pytest.raises(ConfigError, match="data.watch: here the history shows rewards"): run_stage(rewarded, device="cpu", quiet=True)
 
 def test_enough_steps_and_the_folder_is_learned(folder, tmp_path, clips):
     run_stage(config(tmp_path, folder, dict(augment=False, recordings=[str(folder)]), dict(steps=40, learning_rate=2e-3, trainable=["connector", "language_model"]), thaw=None), device="cpu", quiet=True)

@@ -59,6 +59,13 @@ def test_lesson_has_the_course_form(path):
 def test_exercises_are_generated_from_solutions():
     for path, text in generate.generate(ROOT / "nbs").items(): assert path.read_text() == text, f"{path.name}: run python -m speechllm_course.checks.generate"
 
+def test_every_exercise_says_how_hard_and_how_long_it_is_and_has_two_hints():
+    for path in (ROOT / "nbs" / "solutions").glob("*.ipynb"):
+        text = "\n".join("".join(c["source"]) for c in json.loads(path.read_text())["cells"])
+        tasks = re.split(r"^## \d+\. ", text, flags=re.M)[1:]
+        assert len(tasks) >= 2, f"{path.name}: two exercises a lesson"
+        for task in tasks: assert re.search(r"Difficulty [●○]{3}, about \d+ minutes", task) and task.count("Hint") >= 2, f"{path.name}: {task.splitlines()[0]}"
+
 def test_tracked_tree_is_small():
     assert sum(p.stat().st_size for p in tracked()) < 36 * 2**20
 

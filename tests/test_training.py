@@ -232,3 +232,22 @@ def test_a_device_that_is_not_there(tmp_path, device, says, monkeypatch):
     from speechllm_course.optimise import ConfigError
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=says): fit(tmp_path, device=device)
+
+COMMAND = "import sys; from speechllm_course.cli import main; sys.argv[0] = 'speechllm'; main()"
+
+def test_the_command_goes_on_after_kill_nine(tmp_path):
+    "`speechllm train FILE`, killed behind its first checkpoint, and `--resume`: the same bits as a run that nobody disturbed."
+    for out in ("whole", "broken"): (tmp_path / f"{out}.yaml").write_text(f"stage: lm\nstart: lm\nout: {tmp_path / out}\ndata: {{batch: 8}}\ntrain: {{steps: 40, log_every: 1, save_every: 2, warmup: 2}}\n")
+    run = lambda out, *more: script(COMMAND, "train", tmp_path / f"{out}.yaml", "--device", "cpu", *more)
+    whole, broken = run("whole"), run("broken")
+    while broken.poll() is None and not (tmp_path / "broken" / "latest").exists(): time.sleep(.01)
+    broken.kill()
+    assert not (tmp_path / "broken" / "model.safetensors").exists(), "it was killed before its end"
+    again = run("broken", "--resume")
+    for process in (whole, again):
+        code, _, err = process.finish()
+        assert code == 0, err[-2000:]
+    a, b = ((tmp_path / out / "model.safetensors").read_bytes() for out in ("whole", "broken"))
+    assert a == b
+    rows = [json.loads((tmp_path / out / "history.json").read_text()) for out in ("whole", "broken")]
+    assert [r["loss"] for r in rows[0]] == [r["loss"] for r in rows[1]] and len(rows[0]) == 40

@@ -49,6 +49,12 @@ def heard_before(model, rows):
     except OSError: return None
     return sum(r["id"] in known for r in rows)
 
+def history_of(model):
+    "The rows of a model's training, where its folder keeps them."
+    try: rows = json.loads((find_artifact(model) / "history.json").read_text())
+    except (OSError, ValueError): return []
+    return rows if isinstance(rows, list) else []
+
 def check_options(task, part, input, model, diagnose, before=None):
     "Raise where options contradict one another: before a corpus is made, which may take minutes."
     if part == "lm" and input == "audio": raise UsageError("--part lm reads, it does not hear; add --input text")
@@ -102,7 +108,7 @@ def run(data, root, task, part, input, model, committed, seed, limit, diagnose, 
                   audio_seconds=None if input == "text" else round(sum(len(waveforms[i]) for i, _, _ in chosen) / 16_000, 1))
     if diagnose:
         # eight written questions for every clip: reading is cheap, and a loss of one point in a hundred wants thousands
-        result["diagnosis"] = diagnose_model(whole, rows, waveforms, earlier, lm, clips=diagnose_clips, questions=world.sentences(max(100, 8 * diagnose_clips), "diagnose", test_text=True, task="qa"), learn=as_in_training(whole.processor))
+        result["diagnosis"] = diagnose_model(whole, rows, waveforms, earlier, lm, clips=diagnose_clips, questions=world.sentences(max(100, 8 * diagnose_clips), "diagnose", test_text=True, task="qa"), learn=as_in_training(whole.processor), history=history_of(model))
     return result
 
 def as_in_training(processor):

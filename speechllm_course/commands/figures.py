@@ -4,7 +4,7 @@ from pathlib import Path
 
 from speechllm_course.cache import fingerprint
 from speechllm_course.commands.claim_study import ASKED, PROBED, ROWS as ROWS_OF_THE_CLAIM
-from speechllm_course.commands.fusion_study import MANNER, STARTS, ROWS as ROWS_OF_THE_STUDY, draw, over_seeds, terms
+from speechllm_course.commands.fusion_study import MANNER, STARTS, ROWS as ROWS_OF_THE_STUDY, STORES, WORLD, draw, hardware_of, over_seeds, terms
 from speechllm_course.commands.report import write_text
 from speechllm_course.evaluate import bootstrap
 
@@ -68,8 +68,9 @@ def parts():
     return model.model.encoder, model.model.language_model
 
 def current(saved):
-    "Was this study measured with the shipped encoder and language model, and with slots that start as they do now?"
-    return saved["settings"]["parts"] == fingerprint(*parts()) and saved["settings"].get("starts", 1) == STARTS
+    "Was this study measured with the shipped encoder and language model, on clips as they are made now, and with slots that start as they do now?"
+    terms = saved["settings"]
+    return terms["parts"] == fingerprint(*parts()) and (terms.get("starts", 1), terms.get("world"), terms.get("stores")) == (STARTS, WORLD, STORES)
 
 def of_an_earlier_tiny(saved):
     "A sentence where a study began from `tiny` as it was before its last training."
@@ -83,9 +84,10 @@ def fusion_table(folder:Path) -> str:
     saved, alone = json.loads(path.read_text()), json.loads(other.read_text()) if other.exists() else None
     chance = saved["encoder"]["chance"]
     old = " and ".join(what for what, study in (("These rows", saved), ("the last column", alone)) if study and not current(study))
-    earlier = f" **{old[0].upper()}{old[1:]}: measured with an earlier encoder, or before fresh slots started as they choose; `make study` renews them.**" if old else ""
-    last = f" The last column, trained on transcripts alone for {alone['settings']['plan']['steps']} steps (the Q-Former with one wide layer in the place of two, and so {max(r['slot_parameters'] for r in alone['rows'] if 'qformer' in r['row']):,} parameters), and fewer where more were not expected to fit into {alone['settings']['plan']['seconds']} s ({min(r['steps'] for r in alone['rows'])} to {max(r['steps'] for r in alone['rows'])} steps, by run, on a machine whose speed was not constant): {alone['hardware']}, {len({r['seed'] for r in alone['rows']})} seeds; in brackets the seconds of the slowest." if alone else ""
-    lines = [f"Measured on {terms(saved)}; ± is a 95 % interval over seeds. Always saying the most frequent class gives {', '.join(f'{100 * chance[a]:.1f} % for {a}' for a in MANNER)} and {100 * chance['voice']:.1f} % for the voice.{last}{earlier}", "",
+    earlier = f" **{old[0].upper()}{old[1:]}: measured with an earlier encoder, on other clips, or before fresh slots started as they choose; `make study` renews them.**" if old else ""
+    last = f" The last column, trained on transcripts alone for as many steps as were expected to fit into {alone['settings']['plan']['seconds']} s ({min(r['steps'] for r in alone['rows'])} to {max(r['steps'] for r in alone['rows'])}, by run; the Q-Former with one wide layer in the place of two, and so {max(r['slot_parameters'] for r in alone['rows'] if 'qformer' in r['row']):,} parameters, a longer warm-up and a lower learning rate): {hardware_of(alone)}, {len({r['seed'] for r in alone['rows']})} seeds; in brackets the seconds of the slowest." if alone else ""
+    whole = f" The whole study, with clips made, learning rates tried and everything examined, took {(saved.get('preparing', 0.) + sum(r['seconds'] for r in saved['rows'])) / 60:.0f} minutes, if its runs are put one behind the other." if all("seconds" in r for r in saved["rows"]) else ""
+    lines = [f"Measured on {terms(saved)}; ± is a 95 % interval over seeds. LoRA's {max(r['lora_parameters'] for r in saved['rows']):,} parameters come on top of the slots'.{whole} Always saying the most frequent class gives {', '.join(f'{100 * chance[a]:.1f} % for {a}' for a in MANNER)} and {100 * chance['voice']:.1f} % for the voice.{last}{earlier}", "",
              "| row | WER % | questions % | pace % | pitch % | accent % | voice left % | slot parameters | positions a second | training s | answer ms | WER % after transcripts alone |", "|---" * 12 + "|"]
     for name in ROWS_OF_THE_STUDY:
         runs = [r for r in saved["rows"] if r["row"] == name]

@@ -52,9 +52,9 @@ class Plan:
     seconds: float = 0            # of training, by the speed of this machine: fewer steps where they would take longer (0: no limit)
     own: dict = field(default_factory=dict)      # row → settings and options of the connector of its own, where terms need not be equal
 
-# What two minutes of training reach on transcripts alone; 108 s are aimed at, since a machine's speed is not constant. Here the Q-Former has one wide layer in the place of two narrow ones, and a longer warm-up: it learns faster so (chosen on `valid`).
-WIDE = dict(warmup=50, connector=dict(layers=1, hidden=240, heads=6, feedforward=240))
-TRANSCRIPTS = Plan(steps=900, seconds=108, pilot=0, rates=(3e-3,), seeds=(0, 1), transcribe=1., manner=0., own={"qformer": WIDE, "qformer, 4 of 12": WIDE})
+# What two minutes of training reach on transcripts alone; 105 s are aimed at, since a machine's speed is not constant. Here the Q-Former has one wide layer in the place of two narrow ones, a longer warm-up and a lower rate: it learns faster so (chosen on `valid`).
+WIDE = dict(warmup=50, rates=(2e-3,), connector=dict(layers=1, hidden=240, heads=6, feedforward=240))
+TRANSCRIPTS = Plan(steps=1500, seconds=105, pilot=0, rates=(3e-3,), transcribe=1., manner=0., own={"qformer": WIDE, "qformer, 4 of 12": WIDE})
 STARTS = 2      # how fresh slots start: 1, drawn anew by transformers' default; 2, as each of them chooses. Results of one are not continued by the other.
 LOUDNESS = Plan(steps=300, rates=(1e-3, 3e-3, 1e-2), transcribe=1., manner=0.)
 PLANS = {"": Plan(), "quick": Plan(clips=60, steps=3, budget=3000, pilot=1, rates=(1e-3,), seeds=(0,), tests=40), "transcripts": TRANSCRIPTS, "loudness": LOUDNESS}
@@ -179,7 +179,7 @@ def validation_loss(model, states, rows, plan):
 
 def one_run(name, seed, plan, store, valid, tests, rate=None):
     "Train and measure one row with one seed."
-    own, (post_process, connector) = dict(plan.own.get(name, {})), (ROWS | LOUDNESS_ROWS)[name]
+    start, own, (post_process, connector) = time.perf_counter(), dict(plan.own.get(name, {})), (ROWS | LOUDNESS_ROWS)[name]
     connector = connector | own.pop("connector", {})
     plan = replace(plan, **own)
     lora = not name.endswith("LM frozen")
@@ -195,10 +195,11 @@ def one_run(name, seed, plan, store, valid, tests, rate=None):
     began = time.perf_counter()
     history = training(model, store, plan, rate, steps, seed)
     seconds = time.perf_counter() - began
+    measured = measure(Slots(model), tests, seed)
     counts = {part: sum(p.numel() for n, p in model.named_parameters() if part in n and p.requires_grad) for part in ("post_process", "connector", "lora_")}
     learned = {"weights": model.model.post_process.weights.softmax(0).tolist()} if name.startswith("weighted") else {}
-    return dict(row=name, seed=seed, post_process=post_process, connector=connector, lora=lora, learning_rate=rate, steps=steps, slot_parameters=counts["post_process"] + counts["connector"], lora_parameters=counts["lora_"],
-                training_seconds=seconds, loss=history[-1]["loss"], **learned, **measure(Slots(model), tests, seed))
+    return dict(row=name, seed=seed, hardware=describe(), post_process=post_process, connector=connector, lora=lora, learning_rate=rate, steps=steps, slot_parameters=counts["post_process"] + counts["connector"], lora_parameters=counts["lora_"],
+                training_seconds=seconds, seconds=time.perf_counter() - start, loss=history[-1]["loss"], **learned, **measured)      # of the training; and with the trial of rates and everything that is measured
 
 @functools.cache
 def lesson_clips(train=400, test=100):
@@ -270,7 +271,7 @@ def run(out=None, kind="", only=None):
     only = only or [name for name in rows if kind != "transcripts" or name in BEHIND_FINAL]
     model = new_model()
     encoder = model.model.encoder.model
-    about = _settings(plan, model, rows), describe()
+    about, start = (_settings(plan, model, rows), describe()), time.perf_counter()
     saved = begin(out, *about, anew=quick)
     data = SpeechData(clips=plan.clips, seed=300, manner=1., views=1)                  # clips whose speed was not changed
     store = encoded_store(encoder, training_store(data), 1, range(model.model.encoder.layers + 1))
@@ -279,7 +280,7 @@ def run(out=None, kind="", only=None):
     tests = [test_set(encoder, task, plan.tests, committed) for task in (None, "qa")]
     valid_rows, waveforms, _ = decode_rows(load_world("valid").select(range(24 if quick else 100)))
     valid = encode_all(encoder, waveforms), valid_rows
-    if "encoder" not in saved: saved = keep(out, about, encoder=encoder_curve(tests[0][2], tests[0][0], range(1 if quick else 5)))
+    if "encoder" not in saved: saved = keep(out, about, encoder=encoder_curve(tests[0][2], tests[0][0], range(1 if quick else 5)), preparing=time.perf_counter() - start)      # seconds: clips spoken and encoded
     done, rates = {(r["row"], r["seed"]) for r in saved["rows"]}, {r["row"]: r["learning_rate"] for r in saved["rows"]}
     for seed in plan.seeds:
         for name in only:
@@ -313,10 +314,14 @@ def line(name, runs):
     voice = 100 * mean(lambda r: r["probes"]["connector"]["voice"])
     return f"{name:27} {of('wer'):>14} {of('qa'):>14} {manner} {voice:10.1f} {mean(lambda r: r['slot_parameters']):10,.0f} {mean(lambda r: r['tokens_per_second']):11.1f} {mean(lambda r: r['training_seconds']):7.1f} {1000 * mean(lambda r: r['latency']):9.0f}"
 
+def hardware_of(saved):
+    "What a study's rows were measured on; older ones do not say it one by one."
+    return " or ".join(sorted({r.get("hardware", saved["hardware"]) for r in saved["rows"]}))
+
 def terms(saved):
     "On what a study's figures stand."
     row = saved["rows"][0]
-    return f"{saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds; n = {row['n']:,} clips of unseen voices for words, {row['n_qa']:,} for questions, a third of the former for each of pace, pitch and accent, half for what is left; 20 replies of their own length for the time of an answer"
+    return f"{hardware_of(saved)}; {len({r['seed'] for r in saved['rows']})} seeds; n = {row['n']:,} clips of unseen voices for words, {row['n_qa']:,} for questions, a third of the former for each of pace, pitch and accent, half for what is left; 20 replies of their own length for the time of an answer"
 
 def table(saved, names=None):
     "All rows that were measured, or some of them, above what needs no hearing at all (of all clips)."
@@ -333,6 +338,8 @@ def closing(names, mine):
     for name in names:
         runs = runs_of(equal, name)
         lines.append(f"{name:27} {np.mean([r['tokens_per_second'] for r in runs]):11.1f} {percent(runs, lambda r: r['wer']):>12} {percent(runs, lambda r: r['manner_of']['pace']):>12} {percent(runs, lambda r: r['probes']['connector']['voice']):>10}  {percent(runs_of(alone, name), lambda r: r['wer']):>11}  {mine[name]['loss']:6.2f} {mine[name]['seconds']:5.1f} s")
+    ran = [r for name in names for r in runs_of(alone, name)]
+    if ran: lines.append(f"words alone: {min(r['steps'] for r in ran)} to {max(r['steps'] for r in ran)} steps, {min(r['training_seconds'] for r in ran):.0f} to {max(r['training_seconds'] for r in ran):.0f} s of training; {hardware_of(dict(alone, rows=ran))}")
     return "\n".join(lines)
 
 COMMANDS = {"fusion-transcripts": "fusion --transcripts", "fusion-loudness": "fusion --loudness", "rl-orders": "rl --plan orders", "rl-longer": "rl --plan longer"}      # of results that are not called as their command is

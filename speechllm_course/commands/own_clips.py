@@ -10,6 +10,7 @@ from speechllm_course.commands.report import write_text
 from speechllm_course.commands.stores import COUNTS
 from speechllm_course.corpus import DataError, decode_rows, find_artifact
 from speechllm_course.encoder import trim_edges
+from speechllm_course.evaluate import examples
 from speechllm_course.optimise import Batches, ConfigError
 from speechllm_course.processor import read_rows, spoken_exchange
 from speechllm_course.recordings import TRAINING_SPEAKERS
@@ -38,6 +39,27 @@ def may_be_learned(name):
     if corpus == "fsdd": dataset = dataset.select([i for i, voice in enumerate(dataset["voice"]) if voice in TRAINING_SPEAKERS])
     if not len(dataset): raise ConfigError(f"data.recordings: {name} is there for testing; to train on there are {', '.join(TRAINING_SPEAKERS)}")
     return dataset
+
+def _asked(rows):
+    "What can be asked of these clips so that a stranger's audio would be wrong: their answers, or else their words."
+    for task in ("answer", "asr"):
+        try: chosen = examples(rows, task)
+        except ValueError: continue
+        if len({reply for _, _, reply in chosen}) > 1: return chosen
+    return []
+
+def watching(model, name, clips=40):
+    "A function for `train`: so many held-out clips of a corpus, with their own audio and with a stranger's. Raises `ConfigError` for what is kept for testing, and where no two clips have different replies."
+    from speechllm_course.commands.evaluation import load
+    from speechllm_course.diagnose import listening_watch, strangers
+    if name == "world" or name.startswith(("world:test", "requests")): raise ConfigError(f"data.watch: {name} is there for testing; watch world:valid, or recordings of your own")
+    dataset, _ = load(name, committed=True)
+    rows, waveforms, _ = decode_rows(dataset.select(range(min(clips, len(dataset)))))
+    if not (chosen := _asked(rows)): raise ConfigError(f"data.watch: {name} has no two clips with different replies among its first {clips}, so that a stranger's audio would be as good; name another corpus")
+    heard, prompts, right = ([*column] for column in zip(*[(waveforms[i], prompt, reply) for i, prompt, reply in chosen]))
+    own, others = (model.processor.batch([heard[i] for i in order], prompts, right) for order in (range(len(heard)), strangers([len(w) for w in heard], right)))
+    watch = listening_watch(own, others)
+    return lambda learner: watch(model)                  # the learner may be the model beside its teacher
 
 def remember(config):
     "Beside a trained model, the recordings that it or its start has learned from, one id a line: `eval` warns of them."

@@ -9,8 +9,9 @@ from accelerate import PartialState
 from speechllm_course.cache import fingerprint
 from speechllm_course.commands.hardware import peak_memory
 from speechllm_course.commands.options import check_numbers, known_options, started_from
-from speechllm_course.commands.own_clips import asking, recording_batches, remember, with_recordings
+from speechllm_course.commands.own_clips import asking, recording_batches, remember, watching, with_recordings
 from speechllm_course.commands.pretrain_stages import PretrainData, pretrain_stage
+from speechllm_course.commands.report import write_text
 from speechllm_course.commands.stores import COUNTS, SpeechData, encoded_store, training_store
 from speechllm_course.commands.unit_stages import unit_lm_stage, units_stage, vocoder_stage
 from speechllm_course.corpus import find_artifact
@@ -99,6 +100,7 @@ def encoder_stage(config):
     from speechllm_course.encoders import LogMelExtractor
     data = check_config(config.data, SpeechData)
     if data.recordings: raise ConfigError("data.recordings: this stage learns from made clips alone; use stage: speechllm, or drop it")
+    if data.watch: raise ConfigError("data.watch: an encoder alone answers nothing; use stage: speechllm, or drop it")
     start, tokenizer = config.start and started_from(config.start, ConformerConfig.model_type, "one of our encoders, such as encoder"), load_lm(config.lm)[1]
     if start: model = Conformer.from_pretrained(start, dtype=torch.float32, use_safetensors=True)
     else: model = Conformer(ConformerConfig(vocab_size=len(tokenizer), **known_options(config.model, [key for key in ConformerConfig.__annotations__ if key != "vocab_size"])))
@@ -128,14 +130,14 @@ def speechllm_stage(config):
     if not 0 <= data.text_questions <= 1: raise ConfigError(f"data.text_questions: {data.text_questions} is a share, from 0 to 1, of the text-only exchanges")
     if data.text_questions and not data.text_share: raise ConfigError("data.text_questions: a share of text-only exchanges, of which there are none; set data.text_share, or drop it")
     ask, read = _exchanges(config, data)
-    learner = _learner(config, model)
-    if not ours: return learner, recording_batches(config, data, model, ask, read), _saving(config, model)
+    learner, watch = _learner(config, model), [watching(model, data.watch)] if data.watch else []
+    if not ours: return learner, recording_batches(config, data, model, ask, read), _saving(config, model), *watch
     store = training_store(data)
     if data.recordings: store = with_recordings(store, data, model, ask)
     if data.views: store = encoded_store(model.model.encoder.model, store, data.views, model.model.post_process.wanted)
     lengths = [r["frames"] * (4 if data.views else 1) for r in store.rows]             # the budget counts log-mel frames
     batches = Batches(lengths, speech_collate(store, model.processor, data.transcribe, data.text_share, bool(data.views), data.manner, ask, read, data.augment, data.text_questions), data.budget, data.seed)
-    return learner, batches, _saving(config, model)
+    return learner, batches, _saving(config, model), *watch
 
 def rl_stage(config):
     "A trained speech LLM, taught by rewards on its own replies."
@@ -146,6 +148,7 @@ def rl_stage(config):
     settings = check_config(dict(config.rl), RLConfig)
     check_rl(settings)
     if train_settings.accumulation > 1: raise ConfigError("train.accumulation: replies are compared and averaged within a batch, and several batches a step would count by the length of their right answers; set accumulation: 1 and raise data.budget")
+    if config.data.get("watch"): raise ConfigError("data.watch: here the history shows rewards, KL and entropy; drop it")
     if settings.updates > 1 and os.environ.get("WORLD_SIZE", "1") != "1": raise ConfigError("rl.updates: several steps with the same replies need one process; set updates: 1")
     model, batches, save = speechllm_stage(config)
     policy = Policy(model, settings, config.train.get("trainable", train_settings.trainable))
@@ -243,6 +246,7 @@ def run_stage(config:Stage, resume=False, dry_run=False, device="auto", quiet=Fa
     history = train(model, batches, settings, resume=resume, quiet=quiet, watch=watch[0] if watch else None)
     if PartialState().is_main_process:
         save(config.out)
+        write_text(Path(config.out) / "history.json", json.dumps(history) + "\n")
         if config.stage in ("speechllm", "rl"): remember(config)
     PartialState().wait_for_everyone()                   # nobody goes on to load a model that is half written
     return history

@@ -51,6 +51,7 @@ class SpeechData:
     text_questions: float = 0.0   # speechllm: share of these that is drawn from questions alone
     manner: float = 0.0           # share of exchanges that ask how it was said (needs views: augmentation would falsify the answer, so only the first view, which is plain, is asked)
     instruct: bool = False        # speechllm: every task in many wordings, in the place of transcribe; asks for manner where manner is above 0
+    watch: str = ""               # speechllm: a corpus, named as for eval, of which 40 clips are looked at with every row of the history: the loss with their own audio and with a stranger's (lesson 14e)
     clean: bool = False           # the clips as they were spoken, with their pitch: no recording condition
 
 def _world(n, seed, task=None):
