@@ -111,6 +111,16 @@ def test_bad_files_are_named_and_the_good_ones_done(command, clip, tmp_path):
     code, out, err = command("transcribe", "--strict", bad, clip)
     assert code == 1 and not out and "bad.wav" in err
 
+def test_what_is_only_read_is_not_spoken(monkeypatch):
+    "A thousand texts with an answer; for one task the very rows that are heard, too."
+    from speechllm_course import corpus
+    from speechllm_course.commands.evaluation import to_read
+    monkeypatch.setattr(corpus, "speak_row", None)
+    rows, asked = to_read("world:test_text", 0, None), to_read("world:test_voices", 0, "qa")
+    assert len(rows) == len(set(rows["id"])) == 1000 and all(rows["answer"]) and "story" not in rows["task"][:]
+    assert asked["text"][:] == [r["text"] for r in corpus.world_rows("test_voices", 1000, 0, "qa")]
+    assert to_read("world:valid", 0, None) is to_read("fsdd", 0, None) is to_read("world:test_text", 0, "asr") is None
+
 def test_eval_prints_one_json_object(command):
     code, out, _ = command("eval", "--data", "world:test_voices", "--part", "encoder", "--committed", "--limit", 20, "--json")
     result = json.loads(out)

@@ -4,7 +4,7 @@ import http.server, io, json, re, tarfile, threading
 import numpy as np, pytest, soundfile
 
 from speechllm_course.corpus import DataError
-from speechllm_course.recordings import fetch, load_fsdd
+from speechllm_course.recordings import fetch, load_barista, load_fsdd
 
 def wav():
     out = io.BytesIO(); soundfile.write(out, np.random.default_rng(0).normal(0, .1, 4000), 8000, format="WAV")
@@ -56,6 +56,13 @@ def test_a_good_archive_becomes_a_corpus(server, tmp_path):
     assert left(tmp_path) == ["fsdd"] and len(load_fsdd(root=tmp_path)) == 10 and not (tmp_path / "fsdd" / "README.md").exists()
     fetch("fsdd", tmp_path, server.url)                                       # again: what it made itself is replaced
     assert left(tmp_path) == ["fsdd"]
+
+def test_orders_are_fetched_as_upstream_packs_them(server, tmp_path):
+    label = {f"{n}.wav": {"intent": "orderDrink", "slots": {"coffeeDrink": "latte ", "size": "small"}} for n in "abc"}
+    server.body = packed({f"speech-to-intent-benchmark-master/data/speech/clean/{n}.wav": wav() for n in "ab"} | {"speech-to-intent-benchmark-master/data/label/label.json": json.dumps(label).encode(), "speech-to-intent-benchmark-master/src/main.py": b"code"})
+    assert fetch("barista", tmp_path, server.url) == tmp_path / "barista"
+    rows = load_barista(root=tmp_path)
+    assert rows["id"][:] == ["a", "b"] and set(rows["answer"]) == {"drink=latte size=small"} and sorted(p.name for p in (tmp_path / "barista").iterdir()) == [".fetched", "label", "speech"]      # the third is labelled, but was not recorded
 
 @pytest.mark.parametrize("ranges", [True, False])
 def test_an_early_end_is_mended_by_running_again(server, tmp_path, ranges):

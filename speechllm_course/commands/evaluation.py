@@ -3,13 +3,14 @@ import json, time, warnings
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 
 from speechllm_course import evaluate, world
 from speechllm_course.audio import log_mel_energy
 from speechllm_course.commands.hardware import describe
 from speechllm_course.commands.options import UsageError
 from speechllm_course.commands.spoken import SPOKEN, is_unit_model, load_any, resynthesis, spoken_qa
-from speechllm_course.corpus import SPLITS, DataError, cache_dir, decode_rows, find_artifact, load_world
+from speechllm_course.corpus import FULL, SPLITS, DataError, cache_dir, decode_rows, find_artifact, load_world, world_rows
 from speechllm_course.diagnose import diagnose as diagnose_model, report
 from speechllm_course.lm import CutReply, name_vocabulary
 from speechllm_course.processor import CutClip, speech_collate
@@ -37,6 +38,13 @@ def load(data, root=None, committed=False, seed=0, task=None):
         tasks = {r for r in rows["task"]}
         return rows, tasks.pop() if len(tasks) == 1 else "asr"
     return load_librispeech(folder), "asr"
+
+def to_read(data, seed, task):
+    "A full test split of the world whose texts are read: nothing is spoken for that, and all 1,000 rows have an answer. None where that is not what is asked for."
+    name, _, part = data.partition(":")
+    if name != "world" or not (part or "test_voices").startswith("test") or part not in ("", *SPLITS) or task not in (None, "answer", *world.TASKS): return None
+    if task in world.TASKS: return Dataset.from_list(world_rows(part or "test_voices", FULL, seed, task))        # the rows that are heard, too
+    return Dataset.from_list([r for r in world_rows(part or "test_voices", 2 * FULL, seed) if r["task"] not in ("story", "asr")][:FULL])
 
 def usual_model(data, task, part, input):
     "Which shipped model is measured where none is named."
@@ -72,13 +80,14 @@ def run(data, root, task, part, input, model, committed, seed, limit, diagnose, 
     "Evaluate; returns one plain dict, null where a figure has no meaning."
     model = model or usual_model(data, task, part, input)
     check_options(task, part, input, model, diagnose, before)
-    dataset, natural = load(data, root, committed, seed, task)
+    written = to_read(data, seed, task) if input == "text" and not committed else None
+    dataset, natural = (written, "asr") if written else load(data, root, committed, seed, task)
     name = data.partition(":")[0]
     task = task or ("answer" if input == "text" and name == "world" else natural)
     if limit:
         if name not in ("world", "requests"): dataset = dataset.shuffle(seed=0)         # recordings come sorted, by digit or by speaker
         dataset = dataset.select(range(min(limit, len(dataset))))
-    if input == "text": rows, waveforms, skipped = list(dataset.remove_columns("audio")), None, []
+    if input == "text": rows, waveforms, skipped = list(dataset.select_columns([c for c in dataset.column_names if c != "audio"])), None, []
     else: rows, waveforms, skipped = decode_rows(dataset, strict)
     if skipped: say(f"{len(skipped)} clips skipped: {'; '.join(skipped[:5])}{' …' if len(skipped) > 5 else ''}")
     if not rows: raise DataError(f"{data}: no clip can be used")
