@@ -159,6 +159,14 @@ def test_which_one_when_puts_ones_own_steps_beside_the_study():
     hard = [r for r in fusion_study.load_study()["rows"] if r["row"] == "hard"]
     assert f"{100 * sum(r['wer'] for r in hard) / len(hard):.1f}" in lines[3] and all("1.25" in line for line in lines[2:4]) and lines[4].startswith("words alone: ")
 
+def test_two_minutes_are_two_minutes_in_the_committed_study():
+    "What the README says of transcripts alone: every span connector, three seeds, unseen voices, at most 120 s."
+    rows = fusion_study.load_study("fusion-transcripts")["rows"]
+    for name in BEHIND_FINAL:
+        runs = [r for r in rows if r["row"] == name]
+        assert len({r["seed"] for r in runs}) == 3 and all(r["training_seconds"] <= 120 and r["n"] >= 1000 for r in runs), name
+        assert name.startswith("cross_attention") or all(r["wer"] < .06 for r in runs), name
+
 @pytest.mark.slow
 def test_quick_runs_every_row_in_three_minutes(tmp_path, command):
     began = time.time()

@@ -14,11 +14,34 @@ from speechllm_course.commands.stages import Stage, read_config, run_stage
 from speechllm_course.conformer import ConformerBody
 from speechllm_course.corpus import DataError, data_dir, decode_rows, load_world
 from speechllm_course.encoder import Conformer, ConformerConfig
-from speechllm_course.masking import Collapse, symptoms
+from speechllm_course.masking import Collapse, noise_holes, span_mask, symptoms
 from speechllm_course.optimise import ConfigError
 
 BODY = dict(hidden_size=32, num_hidden_layers=2, intermediate_size=64, letter_layer=1)
 OPTIONS = dict(bestrq=dict(codes=32), hubert=dict(clusters=10), wav2vec2=dict(codes=8))
+
+@pytest.mark.parametrize("p, width", [(.15, 4), (.065, 10), (0., 3)])
+def test_spans_are_hidden_as_a_loop_would_hide_them(p, width):
+    "One certain span a clip, and one from every frame that is drawn, cut at the clip's end; a clip that would be hidden whole keeps its certain span alone."
+    lengths, T = torch.tensor([40, 17, 3, 2]), 40
+    masked, g = span_mask(lengths, p, width, torch.Generator().manual_seed(1)), torch.Generator().manual_seed(1)
+    certain, drawn = torch.rand(4, generator=g), torch.rand(4, T, generator=g)
+    for b, n in enumerate(lengths.tolist()):
+        w = min(width, n // 2)
+        one = int(float(certain[b]) * (n - w + 1))
+        def hidden(starts): return {t for s in starts for t in range(s, min(s + w, n))}
+        both = hidden([one] + [t for t in range(T) if drawn[b, t] < p])
+        assert set(masked[b].nonzero()[:, 0].tolist()) == (both if len(both) < n else hidden([one]))
+
+def test_the_share_that_is_hidden_is_the_one_of_the_formula():
+    share = span_mask(torch.tensor([20_000]), .15, 4, torch.Generator().manual_seed(0)).float().mean()
+    assert abs(float(share) - (1 - .85 ** 4)) < .02
+
+def test_noise_stands_in_the_holes_and_nowhere_else():
+    features, masked = torch.ones(2, 14, 3), torch.tensor([[True, False, False, True], [False, True, False, False]])
+    holes = masked.repeat_interleave(4, 1)[:, :14]
+    noisy = noise_holes(features, masked)
+    assert bool((noisy[~holes] == 1).all()) and bool((noisy[holes].abs() < 1).all()) and .05 < float(noise_holes(torch.ones(2, 16_000, 3), torch.ones(2, 4000, dtype=torch.bool)).std()) < .15
 
 def stage(out, objective="bestrq", steps=2, data=None, model=None, **more):
     return Stage(stage="pretrain", out=str(out), model=dict(objective=objective, options=OPTIONS.get(objective, {}), body=BODY) | (model or {}), data=dict(clips=40, seed=1, budget=1500) | (data or {}), train=dict(steps=steps, log_every=1, save_every=2), **more)

@@ -9,7 +9,7 @@ from speechllm_course.commands.spoken import judge, load_any
 from speechllm_course.commands.stages import Stage, run_stage
 from speechllm_course.commands.stores import SpeechData, training_store
 from speechllm_course.commands.unit_stages import ANSWERING, UnitData, spoken_form, unit_rows, units_of_clips
-from speechllm_course.corpus import find_artifact, load_world
+from speechllm_course.corpus import data_dir, find_artifact, load_world
 from speechllm_course.encoder import with_edges
 from speechllm_course.optimise import ConfigError
 from speechllm_course.processor import load_ears
@@ -42,6 +42,15 @@ def test_a_model_of_units_answers_like_any_other(command, question):
 def test_ask_says_what_is_wrong(command, question, more, code, part):
     got, _, err = command("ask", question[1], *more)
     assert got == code and part in err and len(err.strip().splitlines()) == 1
+
+def test_what_the_readme_says_of_units_is_what_was_promised():
+    "The committed figures of `tiny-units`, of whole sets of a thousand."
+    results = data_dir() / "results"
+    figures = {name: json.loads((results / f"{name}-test_voices.json").read_text()) for name in ("tiny-units-asr", "tiny-units-spoken_qa", "resynthesis")}
+    assert all(f["n"] >= 1000 for f in figures.values())
+    assert figures["tiny-units-asr"]["wer"] <= .08 and figures["tiny-units-spoken_qa"]["exact"] >= .6 and figures["resynthesis"]["wer"] <= .1
+    merged, before = (json.loads((results / f"{name}-test_text.json").read_text()) for name in ("tiny-units-lm", "lm"))
+    assert merged["n"] == before["n"] >= 1000 and merged["exact"] > before["exact"] - .01                  # text skill after all stages
 
 def test_eval_hears_the_answers(command):
     code, out, _ = command("eval", "--data", "world:test_voices", "--task", "spoken_qa", "--committed", "--limit", 40, "--json")

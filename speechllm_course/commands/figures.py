@@ -72,6 +72,10 @@ def current(saved):
     terms = saved["settings"]
     return terms["parts"] == fingerprint(*parts()) and (terms.get("starts", 1), terms.get("world"), terms.get("stores")) == (STARTS, WORLD, STORES)
 
+def of_other_clips(saved):
+    "A sentence where a study's clips are not made so any more."
+    return "" if (saved["settings"].get("world"), saved["settings"].get("stores")) == (WORLD, STORES) else " Measured on clips as they were made before three test voices were replaced; new rows begin a file of their own."
+
 def of_an_earlier_tiny(saved):
     "A sentence where a study began from `tiny` as it was before its last training."
     from speechllm_course.processor import load_model
@@ -106,7 +110,7 @@ def claim_table(folder:Path) -> str:
     saved = json.loads(path.read_text())
     seeds, n = len({r["seed"] for r in saved["rows"]}), saved["rows"][0]["n"]
     head = ["row", "WER %", "spoken questions right %", *(f"asked: {a} %" for a in ASKED), *(f"probe: {a} %" for a in PROBED), "positions a second", "training s"]
-    lines = [f"Measured on {saved['hardware']}; {seeds} seeds, n = {n:,} clips of unseen voices; ± is a 95 % interval over seeds.", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    lines = [f"Measured on {saved['hardware']}; {seeds} seeds, n = {n:,} clips of unseen voices; ± is a 95 % interval over seeds.{of_other_clips(saved)}", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for name in ROWS_OF_THE_CLAIM:
         runs = [r for r in saved["rows"] if r["row"] == name]
         if not runs: continue
@@ -122,7 +126,7 @@ def pretrain_table(folder:Path) -> str:
     saved = json.loads(path.read_text())
     shares, tests = shares_of(saved), ("test_voices", "real speaker")
     counts = [t["labels"] for t in saved["rows"][0]["tuned"]]
-    lines = [f"Measured on {saved['hardware']}; up to {len({r['seed'] for r in saved['rows']})} seeds (figures without ± are of one); WER in percent, ± is a 95 % interval over seeds; an encoder of {saved['settings']['plan']['body']['num_hidden_layers']} blocks, {saved['settings']['plan']['body']['hidden_size']} wide.", "",
+    lines = [f"Measured on {saved['hardware']}; up to {len({r['seed'] for r in saved['rows']})} seeds (figures without ± are of one); WER in percent, ± is a 95 % interval over seeds; an encoder of {saved['settings']['plan']['body']['num_hidden_layers']} blocks, {saved['settings']['plan']['body']['hidden_size']} wide.{of_other_clips(saved)}", "",
              "| before the labels | " + " | ".join(f"{name}, {n:,} labels" for name in ("unseen voices", "a real speaker's digits") for n in counts) + " |", "|---" * (1 + 2 * len(shares)) + "|"]
     for name in ROWS:
         runs = [r for r in saved["rows"] if r["row"] == name]
@@ -134,7 +138,7 @@ def _study(folder, name):
     path = folder / f"{name}.json"
     if not path.exists(): return None, f"Not measured yet; `speechllm bench {name} --out data/results/{name}.json` does it."
     saved = json.loads(path.read_text())
-    return saved, f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds, n = {saved['rows'][0]['n']:,} clips of unseen voices; ± is a 95 % interval over seeds."
+    return saved, f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds, n = {saved['rows'][0]['n']:,} clips of unseen voices; ± is a 95 % interval over seeds.{of_other_clips(saved)}"
 
 def towards_table(folder:Path) -> str:
     "The README's table of a connector behind encoders that were, or were not, trained towards the language model."
