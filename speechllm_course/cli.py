@@ -116,8 +116,10 @@ def _listen(files, prompt, model, strict, device, longest, names=True):
             say(f"error: {e}"); bad += 1
             continue
         if speech_llm is None:
-            from speechllm_course.commands.spoken import load_any
+            from speechllm_course.commands.spoken import is_unit_model, load_any
+            from speechllm_course.sequences import ALOUD
             speech_llm = load_any(model, device)
+            if prompt == "answer" and is_unit_model(model): prompt = ALOUD[0]      # it writes down what it heard, then the answer: far more often right than at once
         try:
             with _doubts(file, waveform): text = speech_llm.answer(waveform, prompt, longest or 64)
         except ValueError as e:                                      # too long for the language model

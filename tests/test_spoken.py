@@ -34,9 +34,9 @@ def test_ask_speaks(command, question, tmp_path):
     assert code == 0 and again == text
     assert not torch.equal(*(load_audio(tmp_path / f"{name}.wav")[:1000] for name in ("answer", "copied")))
 
-def test_a_model_of_units_answers_like_any_other(command, question):
-    code, out, err = command("ask", question[1], "--model", "tiny-units")
-    assert code == 0 and len(out.strip().splitlines()) == 1 and not err
+def test_a_model_of_units_answers_like_any_other(command, question, tmp_path):
+    code, out, err = command("ask", question[1], "--model", "tiny-units")      # by way of what it heard, as when it speaks
+    assert code == 0 and len(out.strip().splitlines()) == 1 and not err and out == command("ask", question[1], "--speak", tmp_path / "answer.wav")[1]
 
 @pytest.mark.parametrize("more,code,part", [(["--voice", "v.wav"], 2, "--voice needs --speak"), (["--speak", "out.wav", "--model", "tiny"], 1, "no units to speak with"), (["--speak", "out.wav", "--voice", "none.wav"], 1, "no such file"), (["--speak", "out"], 1, "use .wav or .flac"), (["--speak", "out.m4a"], 1, "use .wav or .flac"), (["--speak", "nowhere/out.wav"], 1, "does not exist"), (["--speak", "out.wav", "--model", "nowhere"], 1, "nowhere: no model there")])
 def test_ask_says_what_is_wrong(command, question, more, code, part):
