@@ -746,6 +746,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'speechllm_course.rollouts.Rollouts': ('rollouts.html#rollouts', 'speechllm_course/rollouts.py'),
                                            'speechllm_course.rollouts.Rollouts.texts': ( 'rollouts.html#rollouts.texts',
                                                                                          'speechllm_course/rollouts.py'),
+                                           'speechllm_course.rollouts._draw': ('rollouts.html#_draw', 'speechllm_course/rollouts.py'),
                                            'speechllm_course.rollouts.continue_with': ( 'rollouts.html#continue_with',
                                                                                         'speechllm_course/rollouts.py'),
                                            'speechllm_course.rollouts.prefill': ('rollouts.html#prefill', 'speechllm_course/rollouts.py'),

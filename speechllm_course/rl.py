@@ -48,6 +48,7 @@ class RLConfig:
     clip_high: float = 0.2        # and up to 1 + clip_high
     updates: int = 1              # ppo, grpo: steps with the same replies
     loss_type: str = "grpo"       # how tokens are averaged: grpo, dapo or dr_grpo (the one that reinforce and rloo have in their papers)
+    scale: str = "group"          # grpo: advantages over the spread of their group, or none (with loss_type dr_grpo, that is Dr. GRPO)
     zero_variance: str = "keep"   # groups without any difference: keep them in the mean, or drop them from it
     supervised: float = 0.0       # weight of the cross-entropy of right replies besides
     entropy_floor: float = 0.0    # end the run below this entropy a token
@@ -59,6 +60,7 @@ def check_rl(config:RLConfig):
     if config.algorithm not in ALGORITHMS: raise ConfigError(f"rl.algorithm: {config.algorithm!r} is unknown; choose from {', '.join(ALGORITHMS)}")
     if config.loss_type not in LOSS_TYPES: raise ConfigError(f"rl.loss_type: {config.loss_type!r} is unknown; choose from {', '.join(LOSS_TYPES)}")
     if config.zero_variance not in ("keep", "drop"): raise ConfigError(f"rl.zero_variance: {config.zero_variance!r} is unknown; keep or drop")
+    if config.scale not in ("group", "none"): raise ConfigError(f"rl.scale: {config.scale!r} is unknown; group or none")
     least = 1 if config.algorithm == "reinforce" else 2
     if config.group < least: raise ConfigError(f"rl.group: {config.group} for {config.algorithm}; every reply is compared with others to the same prompt, so set group: {max(2, least)} or more")
     if config.updates < 1 or config.max_new_tokens < 1: raise ConfigError("rl.updates and rl.max_new_tokens must be at least 1")
@@ -69,7 +71,7 @@ def check_rl(config:RLConfig):
     if config.beta <= 0: raise ConfigError(f"rl.beta: {config.beta}; without a price for leaving the start the loss of dpo is constant; set it above 0, such as 0.1")
     if config.temperature <= 0: raise ConfigError(f"rl.temperature: {config.temperature}; greedy replies are all alike, so nothing can be compared; set it above 0")
     by_advantage = config.algorithm not in ("mwer", "dpo")
-    for names, read in (("beta", config.algorithm == "dpo"), ("clip_low clip_high", config.updates > 1), ("loss_type zero_variance", by_advantage), ("correct_kl", by_advantage and config.kl), ("kl_ceiling", config.algorithm == "dpo" or config.kl)):
+    for names, read in (("beta", config.algorithm == "dpo"), ("clip_low clip_high", config.updates > 1), ("loss_type zero_variance", by_advantage), ("scale", config.algorithm == "grpo"), ("correct_kl", by_advantage and config.kl), ("kl_ceiling", config.algorithm == "dpo" or config.kl)):
         for name in names.split():
             if not read and getattr(config, name) != getattr(RLConfig, name): raise ConfigError(f"rl.{name}: never read by {config.algorithm} with updates: {config.updates} and kl: {config.kl}; drop it")
     Reward(config.rewards)
@@ -185,7 +187,8 @@ class PolicyLosses(PolicySamples):
         kept = ~same.repeat_interleave(c.group) if c.zero_variance == "drop" else torch.ones(len(mask), dtype=torch.bool, device=mask.device)
         old = rollouts.logprobs if c.updates > 1 else logprobs.detach()
         if not kept.any(): return logprobs.sum() * 0., scored
-        return policy_loss(logprobs[kept], old[kept], advantages(rewards, ALGORITHMS[c.algorithm]).flatten()[kept], mask[kept], None if start is None else start[kept],
+        kind = "mean" if c.algorithm == "grpo" and c.scale == "none" else ALGORITHMS[c.algorithm]
+        return policy_loss(logprobs[kept], old[kept], advantages(rewards, kind).flatten()[kept], mask[kept], None if start is None else start[kept],
                            c.kl, c.clip_low, c.clip_high, c.loss_type, c.max_new_tokens, c.correct_kl), scored
 
     def dpo(self, batch, rollouts, rewards, same):

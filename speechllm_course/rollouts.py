@@ -78,6 +78,22 @@ class Rollouts:
         return [t.strip() for t in tokenizer.batch_decode(self.ids, skip_special_tokens=True)]
 
 # %% ../nbs/15b_rollouts.ipynb #rollouts-101
+def _draw(model, start, group, max_new_tokens, temperature):
+    "Token by token behind prompts that have been read."
+    tokenizer = model.processor.tokenizer
+    hidden, ids, logprobs, done = start.hidden, [], [], torch.zeros(len(start.hidden), dtype=torch.bool, device=start.hidden.device)
+    for step in range(max_new_tokens):
+        logs = (model.lm_head(hidden).float() / (temperature or 1.)).log_softmax(-1)                   # (R, vocabulary)
+        drawn = torch.multinomial(logs.exp(), 1) if temperature else logs.argmax(-1, keepdim=True)      # (R, 1)
+        drawn = drawn.masked_fill(done[:, None], tokenizer.pad_token_id)
+        ids.append(drawn); logprobs.append(logs.gather(1, drawn).masked_fill(done[:, None], 0.))
+        done = done | (drawn[:, 0] == tokenizer.eos_token_id)
+        if done.all() or step + 1 == max_new_tokens: break
+        hidden = continue_with(model, start, drawn)[:, -1]
+    ids = torch.cat(ids, 1)
+    ended = ids == tokenizer.eos_token_id
+    return Rollouts(ids, (ended.cumsum(1) - ended.long()) == 0, torch.cat(logprobs, 1), ended.any(1), group)
+
 @torch.no_grad()
 def sample_group(
     model, # a `SpeechLLM` with its processor
@@ -88,20 +104,7 @@ def sample_group(
 ) -> Rollouts: # B * group of them
     "Sample replies, without dropout; encoder, connector and prompt are paid for once a prompt. torch's own seed decides. Raises `ValueError` for a group below 1."
     if group < 1: raise ValueError(f"group: {group} replies to a prompt; at least 1")
-    tokenizer = model.processor.tokenizer
-    with evaluating(model): start = prefill(model, batch).repeat(group)
-    hidden, ids, logprobs, done = start.hidden, [], [], torch.zeros(len(start.hidden), dtype=torch.bool, device=start.hidden.device)
-    for step in range(max_new_tokens):
-        logs = (model.lm_head(hidden).float() / (temperature or 1.)).log_softmax(-1)                   # (R, vocabulary)
-        drawn = torch.multinomial(logs.exp(), 1) if temperature else logs.argmax(-1, keepdim=True)      # (R, 1)
-        drawn = drawn.masked_fill(done[:, None], tokenizer.pad_token_id)
-        ids.append(drawn); logprobs.append(logs.gather(1, drawn).masked_fill(done[:, None], 0.))
-        done = done | (drawn[:, 0] == tokenizer.eos_token_id)
-        if done.all() or step + 1 == max_new_tokens: break
-        with evaluating(model): hidden = continue_with(model, start, drawn)[:, -1]
-    ids = torch.cat(ids, 1)
-    ended = ids == tokenizer.eos_token_id
-    return Rollouts(ids, (ended.cumsum(1) - ended.long()) == 0, torch.cat(logprobs, 1), ended.any(1), group)
+    with evaluating(model): return _draw(model, prefill(model, batch).repeat(group), group, max_new_tokens, temperature)
 
 # %% ../nbs/15b_rollouts.ipynb #rollouts-024
 def score_tokens(

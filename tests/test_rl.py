@@ -74,6 +74,18 @@ def test_figures_are_those_of_the_rollouts(store):
     short(**batch, block=3); torch.manual_seed(3); rollouts, figures = sample_group(model, batch, 4, 24), short.figures()
     assert figures["length"] == pytest.approx(float(rollouts.mask.sum(1).float().mean()), abs=1e-4) and -1 <= figures["reward.length"] <= 0     # the reward of that name stands beside it
 
+def test_without_the_spread_it_is_dr_grpo(store):
+    "`scale: none` leaves a group's differences as large as they are; the group's spread is a factor of every row's share."
+    model = load_model("tiny"); batch = {k: v for k, v in batches_of(model, store)(0).items() if k != "names"}
+    one = {k: (v[:1] if torch.is_tensor(v) else v) for k, v in batch.items()}
+    grads = {}
+    for scale in ("group", "none"):
+        policy = Policy(model, RLConfig(group=6, scale=scale, kl=0., temperature=2., max_new_tokens=16), ["connector"])
+        policy.zero_grad(); policy(**one, block=1).loss.backward()
+        grads[scale] = torch.cat([p.grad.flatten() for p in policy.moving()])
+    factor = grads["group"] @ grads["none"] / grads["none"].square().sum()
+    assert factor > 1.2 and torch.allclose(grads["group"], factor * grads["none"], atol=1e-4 * float(grads["group"].abs().max()))
+
 def test_collapse_ends_the_run(store):
     model = load_model("tiny"); config = RLConfig(group=2, max_new_tokens=8, entropy_floor=50.)
     with pytest.raises(Collapse, match="rl.entropy_floor"):

@@ -235,19 +235,20 @@ def test_a_device_that_is_not_there(tmp_path, device, says, monkeypatch):
 
 COMMAND = "import sys; from speechllm_course.cli import main; sys.argv[0] = 'speechllm'; main()"
 
-def test_the_command_goes_on_after_kill_nine(tmp_path):
+@pytest.mark.parametrize("stage, saved, steps", [("stage: lm\nstart: lm\ndata: {batch: 8}", "model", 40), ("stage: rl\nstart: tiny\nthaw: connector\nrl: {group: 2, max_new_tokens: 6, kl: 0.01}\ndata: {clips: 8, views: 1, budget: 1500}", "difference", 12)], ids=["lm", "rl"])
+def test_the_command_goes_on_after_kill_nine(stage, saved, steps, tmp_path):
     "`speechllm train FILE`, killed behind its first checkpoint, and `--resume`: the same bits as a run that nobody disturbed."
-    for out in ("whole", "broken"): (tmp_path / f"{out}.yaml").write_text(f"stage: lm\nstart: lm\nout: {tmp_path / out}\ndata: {{batch: 8}}\ntrain: {{steps: 40, log_every: 1, save_every: 2, warmup: 2}}\n")
+    for out in ("whole", "broken"): (tmp_path / f"{out}.yaml").write_text(f"{stage}\nout: {tmp_path / out}\ntrain: {{steps: {steps}, log_every: 1, save_every: 2, warmup: 2, learning_rate: 1.0e-4}}\n")
     run = lambda out, *more: script(COMMAND, "train", tmp_path / f"{out}.yaml", "--device", "cpu", *more)
     whole, broken = run("whole"), run("broken")
     while broken.poll() is None and not (tmp_path / "broken" / "latest").exists(): time.sleep(.01)
     broken.kill()
-    assert not (tmp_path / "broken" / "model.safetensors").exists(), "it was killed before its end"
+    assert not (tmp_path / "broken" / f"{saved}.safetensors").exists(), "it was killed before its end"
     again = run("broken", "--resume")
     for process in (whole, again):
         code, _, err = process.finish()
         assert code == 0, err[-2000:]
-    a, b = ((tmp_path / out / "model.safetensors").read_bytes() for out in ("whole", "broken"))
+    a, b = ((tmp_path / out / f"{saved}.safetensors").read_bytes() for out in ("whole", "broken"))
     assert a == b
     rows = [json.loads((tmp_path / out / "history.json").read_text()) for out in ("whole", "broken")]
-    assert [r["loss"] for r in rows[0]] == [r["loss"] for r in rows[1]] and len(rows[0]) == 40
+    assert [r["loss"] for r in rows[0]] == [r["loss"] for r in rows[1]] and len(rows[0]) == steps

@@ -108,24 +108,28 @@ def batch():
     lm = UnitSpeechLLM.load("tiny-units")
     prompt, reply = torch.randint(5, 300, (R, P)), torch.randint(5, 300, (R, N))
     mask = (torch.arange(N) < torch.randint(3, N + 1, (R, 1))).long()
-    with torch.no_grad(): logits = lm.lm(input_ids=torch.cat([prompt, reply], 1), attention_mask=torch.cat([torch.ones_like(prompt), mask], 1)).logits
-    now = logits[:, P - 1:-1].log_softmax(-1).gather(2, reply[..., None])[..., 0]
-    old, reference = (now + .3 * torch.randn(R, N) for _ in range(2))
+    def now():
+        logits = lm.lm(input_ids=torch.cat([prompt, reply], 1), attention_mask=torch.cat([torch.ones_like(prompt), mask], 1)).logits
+        return logits[:, P - 1:-1].log_softmax(-1).gather(2, reply[..., None])[..., 0]
+    with torch.no_grad(): old, reference = (now() + .3 * torch.randn(R, N) for _ in range(2))
     given = dict(prompt_ids=prompt, prompt_mask=torch.ones_like(prompt), completion_ids=reply, completion_mask=mask, advantages=advantages(torch.rand(2, 4)).flatten(),
                  old_per_token_logps=old, ref_per_token_logps=reference, num_items_in_batch=mask.sum())
     return lm, now, given
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-@pytest.mark.parametrize("kl,correct", [(0., False), (.1, False), (.1, True)])
-def test_policy_loss_is_that_of_trl(loss_type, kl, correct, batch, tmp_path):
+@pytest.mark.parametrize("kl,correct,high", [(0., False, .2), (.1, False, .2), (.1, True, .2), (.1, False, .4)])
+def test_policy_loss_and_its_gradient_are_those_of_trl(loss_type, kl, correct, high, batch, tmp_path):
     units, now, given = batch
+    some = units.lm.model.layers[-1].mlp.down_proj.weight.requires_grad_()
     prompts = Dataset.from_list([dict(prompt="a", answer="b")] * 8)
     trainer = GRPOTrainer(model=units.lm, reward_funcs=lambda completions, **_: [0.] * len(completions), train_dataset=prompts, processing_class=units.tokenizer,
-                          args=GRPOConfig(output_dir=tmp_path, per_device_train_batch_size=8, num_generations=4, max_completion_length=10, loss_type=loss_type, use_bias_correction_kl=correct, **QUIET))
+                          args=GRPOConfig(output_dir=tmp_path, per_device_train_batch_size=8, num_generations=4, max_completion_length=10, loss_type=loss_type, use_bias_correction_kl=correct, epsilon_high=high, **QUIET))
     trainer.model.eval(); trainer.beta = kl
-    with torch.no_grad(): theirs = trainer._compute_loss(trainer.model, dict(given))
-    ours = policy_loss(now, given["old_per_token_logps"], given["advantages"], given["completion_mask"].bool(), given["ref_per_token_logps"], kl, loss_type=loss_type, longest=10, correct_kl=correct)
-    assert float(ours) == pytest.approx(float(theirs), abs=1e-5)
+    theirs = trainer._compute_loss(trainer.model, dict(given))
+    ours = policy_loss(now(), given["old_per_token_logps"], given["advantages"], given["completion_mask"].bool(), given["ref_per_token_logps"], kl, high=high, loss_type=loss_type, longest=10, correct_kl=correct)
+    assert float(ours.detach()) == pytest.approx(float(theirs.detach()), abs=1e-5)
+    a, b = (torch.autograd.grad(loss, some)[0] for loss in (ours, theirs))
+    assert float((a - b).norm()) < 1e-4 * float(b.norm()) > 0
 
 @pytest.mark.parametrize("scale,kind", [("group", "group"), ("none", "mean")])
 def test_advantages_are_those_of_trl(scale, kind, table, saved, tmp_path):

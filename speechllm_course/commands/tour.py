@@ -200,8 +200,11 @@ def rewards(t):
 
 def _policy_curves(history):
     import matplotlib.pyplot as plt
-    axes = plt.subplots(1, 4, figsize=(9, 2))[1]
-    for ax, name in zip(axes, ("reward", "kl", "entropy", "zero_variance")): ax.plot([h["step"] for h in history], [h[name] for h in history]); ax.set(title=name, xlabel="step")
+    axes = plt.subplots(1, 5, figsize=(11, 2))[1]
+    for ax, names in zip(axes, (("reward", "exact", "slots"), ("kl",), ("entropy",), ("zero_variance",), ("length",))):
+        for name in names: ax.plot([h["step"] for h in history], [h[name] for h in history], label=name)
+        ax.set(title=names[0], xlabel="step")
+    axes[0].legend(fontsize=7)
     plt.tight_layout()
     return figure(axes[0])
 
