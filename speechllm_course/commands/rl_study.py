@@ -24,7 +24,7 @@ from speechllm_course.world import PROMPTS
 
 MOVES = ["connector", "language_model", "lm_head"]
 RL = {  # row → its settings
-    "grpo": dict(algorithm="grpo"), "mwer": dict(algorithm="mwer"), "mwer and answers": dict(algorithm="mwer", supervised=1.), "grpo and answers": dict(algorithm="grpo", supervised=.2)}
+    "grpo": dict(algorithm="grpo"), "mwer": dict(algorithm="mwer"), "rloo": dict(algorithm="rloo", loss_type="dr_grpo"), "mwer and answers": dict(algorithm="mwer", supervised=1.), "grpo and answers": dict(algorithm="grpo", supervised=.2)}
 CONTROL = "more fine-tuning"
 
 @dataclass
@@ -38,6 +38,7 @@ class Plan:
     start_steps: int = 6000
     start_rate: float = 5e-4
     clips: int = 1500             # synthesised, training voices: the same for every row
+    wrong: float = 0.             # share of these whose label is another clip's, for every row alike
     seconds: float = 480.         # of one core, for every run behind the start
     rates: dict = field(default_factory=lambda: {CONTROL: (1e-6, 3e-6, 1e-5, 3e-5), "mwer": (3e-5, 1e-4, 3e-4), "grpo": (3e-4,)})     # searched on valid, with the first seed; grpo was tried at one rate only
     rewards: dict = field(default_factory=lambda: {"words": 1.})
@@ -52,7 +53,8 @@ class Plan:
 
 ORDERS = Plan("order", "colour", start_clips=0, start_steps=1000, start_rate=3e-4, clips=6000, seconds=170., rates={CONTROL: (3e-5, 1e-4, 3e-4), **{row: (3e-5, 1e-4) for row in ("grpo", "mwer and answers", "grpo and answers")}}, rewards={"exact": 1., "slots": .5}, kl=.01, text_share=.1, valid=400, tests=1000, clean=1000)
 LONGER = Plan(seconds=840., rates={CONTROL: (1e-6, 3e-6), "mwer": (3e-5, 5e-5)}, tests=12000)      # the same again, for longer and on four times as many test clips
-PLANS = {"transcripts": Plan(), "orders": ORDERS, "longer": LONGER}
+LABELS = Plan("order", "colour", seed=910, start_clips=0, start_steps=1000, start_rate=3e-4, clips=6000, wrong=.3, seconds=200., rates={CONTROL: (3e-6, 1e-5, 3e-5, 1e-4), "rloo": (3e-5, 1e-4), "mwer": (3e-5, 1e-4)}, rewards={"exact": 1.}, text_share=.1, valid=400, tests=2000, clean=1000)      # labels that cannot be trusted
+PLANS = {"transcripts": Plan(), "orders": ORDERS, "longer": LONGER, "labels": LABELS}
 
 def quickly(plan):
     "The same plan with few clips and two steps."
@@ -98,8 +100,18 @@ def errors_of(model, clips, task):
 
 def settings_of(steps, rate, seed): return TrainConfig(steps=steps, learning_rate=rate, warmup=min(20, steps // 2), final=.1, log_every=max(1, steps // 20), seed=seed, device="cpu", trainable=MOVES)
 
+class Spoilt:
+    "The same clips, a share of them with the text and the answer of another one."
+    def __init__(self, store, share, seed):
+        self.store, self.rows = store, [dict(row) for row in store.rows]
+        chosen = random.Random(f"wrong-{seed}").sample(range(len(store)), int(share * len(store)))
+        for i, j in zip(chosen, chosen[1:] + chosen[:1]): self.rows[i] |= {key: store.rows[j][key] for key in ("text", "answer", "slots")}
+    def __len__(self): return len(self.store)
+    def __getitem__(self, i): return self.store[i]
+
 def exchanges(model, store, plan, seed):
     "Batches, the same for every row."
+    if plan.wrong: store = Spoilt(store, plan.wrong, plan.seed)
     ask = (lambda row, rng: (PROMPTS["asr"][0], row["text"])) if plan.task == "asr" else None
     return Batches([4 * r["frames"] for r in store.rows], speech_collate(store, model.processor, 0., plan.text_share, cached=True, ask=ask), plan.budget, seed)
 
@@ -125,7 +137,7 @@ def tuned(start, row, rate, store, plan, seed, place):
         began = time.process_time(); go(copy.deepcopy(model), 6)                                 # how long is a step?
         each, began = (time.process_time() - began) / 6, time.process_time()
         history = go(model, max(2, int(plan.seconds / each)))
-        return dict(history=history, seconds=time.process_time() - began)
+        return dict(history=[*history[:-1:4], history[-1]], seconds=time.process_time() - began)         # every fourth row of it is enough
     return model.eval(), kept(place, model, fit)
 
 def run(out=None, quick=False, plan="transcripts", only=None):
