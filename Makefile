@@ -39,12 +39,12 @@ results: $(VENV)/ready          ## measure what is shipped and renew the README'
 	$(EVAL)/resynthesis-test_voices.json --data world:test_voices --task resynthesis
 	$(BIN)/python -m speechllm_course.commands.figures
 
-study: $(VENV)/ready            ## compare every fusion choice, conversion with units, and pretraining (many hours on 2 cores; goes on where it stopped, and says so where older figures are of other clips or weights: move them away first)
+study: $(VENV)/ready            ## compare every fusion choice, conversion with units, pretraining and what to thaw (many hours on 2 cores; goes on where it stopped, and says so where older figures are of other clips or weights: move them away first)
 	$(BIN)/speechllm bench fusion --out data/results/fusion.json
 	$(BIN)/speechllm bench fusion --transcripts --out data/results/fusion-transcripts.json
 	$(BIN)/speechllm bench fusion --loudness --out data/results/fusion-loudness.json
 	$(BIN)/speechllm bench claim --out data/results/claim.json
-	for s in pretrain towards whole; do $(BIN)/speechllm bench $$s --out data/results/$$s.json || exit 1; done
+	for s in pretrain towards whole sft; do $(BIN)/speechllm bench $$s --out data/results/$$s.json || exit 1; done
 	$(BIN)/python -m speechllm_course.commands.figures
 
 lab: $(VENV)/ready              ## open a copy of the notebooks to work in

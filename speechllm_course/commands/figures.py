@@ -168,7 +168,7 @@ def sft_table(folder:Path) -> str:
     path = folder / "sft.json"
     if not path.exists(): return "Not measured yet; `speechllm bench sft --out data/results/sft.json` does it."
     saved = json.loads(path.read_text())
-    lines = [f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds, n = {saved['rows'][0]['words']['n']:,} clips of unseen voices for each figure; ± is a 95 % interval over seeds. \"Forgotten\": points lost on written questions, against {100 * saved['before']['written']:.1f} % before.", "",
+    lines = [f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds, n = {saved['rows'][0]['words']['n']:,} clips of unseen voices for each figure; ± is a 95 % interval over seeds. \"Forgotten\": points lost on written questions, against {100 * saved['before']['written']:.1f} % before.{of_other_clips(saved)}", "",
              f"| thawed, loss | {' | '.join(HEADS)} |", "|---" * (1 + len(HEADS)) + "|"]
     return "\n".join(lines + [f"| {row} | {' | '.join(cells(runs, saved))} |" for row in ROWS if (runs := [r for r in saved["rows"] if r["row"] == row])])
 
@@ -193,9 +193,10 @@ def _rl_plan(path, plan):
     if not saved or not saved["rows"] or not pairs(saved)[0]: return f"Not measured yet; `speechllm bench rl --plan {plan} --out data/results/{path.name}` does it."
     terms, n, chosen = saved["settings"]["plan"], saved["rows"][0]["n"], saved["chosen"]
     what, noise = ("orders that are not exact", "noise of a random colour") if terms["task"] == "order" else ("word errors of transcripts", "the babble of four other voices")
+    wrong = f", {100 * terms['wrong']:.0f} % of the labels wrong" if terms.get("wrong") else ""
     clips = f"fine-tuned on {terms['start_clips']:,} clips in such noise" if terms["start_clips"] else "fine-tuned on the same clips"
     seeds = len(pairs(saved)[0])
-    lines = [f"**{what[0].upper() + what[1:]}{', for longer' if plan == 'longer' else ''}{f", {100 * terms['wrong']:.0f} % of the labels wrong" if terms.get('wrong') else ''}**, in {noise} at {terms['snr']:g} dB, n = {n:,} clips of unseen voices; {terms['clips']:,} clips to learn from. Measured on {saved['hardware']}; {seeds} seed{'s' * (seeds > 1)}; {'± is a 95 % interval over seeds, ' if seeds > 2 else ''}brackets are one over clips.{of_an_earlier_tiny(saved)}", "",
+    lines = [f"**{what[0].upper() + what[1:]}{', for longer' if plan == 'longer' else ''}{wrong}**, in {noise} at {terms['snr']:g} dB, n = {n:,} clips of unseen voices; {terms['clips']:,} clips to learn from. Measured on {saved['hardware']}; {seeds} seed{'s' * (seeds > 1)}; {'± is a 95 % interval over seeds, ' if seeds > 2 else ''}brackets are one over clips.{of_an_earlier_tiny(saved)}", "",
              "| model | in noise % | as spoken % | CPU seconds |", "|---|---|---|---|"]
     lines += [f"| {name} | {show(saved, saved['before'][row]['noise']).replace(' %', '')} | {show(saved, saved['before'][row]['clean'], 'clean').replace(' %', '')} | |" for row, name in (("tiny", "`tiny`, before any of it"), ("start", f"the start: {clips}"))]
     for row, runs in zip((CONTROL, chosen), pairs(saved)):
