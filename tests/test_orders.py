@@ -25,7 +25,11 @@ def test_the_study_runs_and_goes_on(recordings, tmp_path, monkeypatch):
     out, few, trained = tmp_path / "orders.json", load_barista().select(range(12)), []
     monkeypatch.setattr(study, "load_barista", lambda part, root: few)
     monkeypatch.setattr(study, "fine_tuned", lambda plan, rows, real=study.fine_tuned: trained.append({r["id"] for r in rows}) or real(plan, rows))
+    scored = []
+    monkeypatch.setattr(study, "judge", lambda model, tokenizer, rows, *more, real=study.judge: scored.append({r["id"] for r in rows}) or real(model, tokenizer, rows, *more))
     first = study.run(out, plan=study.QUICK)
+    parts = [ids for ids in scored if len(ids) < 12]                                                  # the baselines hear all
+    assert parts[0] | parts[1] == {r["id"] for r in few} and not parts[0] & trained[0] and not parts[1] & trained[1]
     fold = study.folds_of(12, 2, study.QUICK.seed)
     for k in range(2): assert trained[k] == {r["id"] for r, f in zip(few, fold) if f != k}           # each learns what the other one is tested on, and nothing that it is tested on itself
     assert [r["n"] for r in first["rows"]] == [6, 6] and all(len(h) == 12 for h in study.together(first).values())

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest, torch, yaml
 
 from speechllm_course.commands.stages import read_config, run_stage
-from speechllm_course.corpus import decode_rows, load_world
+from speechllm_course.corpus import data_dir, decode_rows, load_world
 from speechllm_course.distill import Distilled, adapters_off, distillation_loss, read_text
 from speechllm_course.instructions import INSTRUCTIONS, by_ear, frame, instruct, instruction_examples, kind_of, replies_to, wordings
 from speechllm_course.ladder import parts, thaw
@@ -189,3 +189,20 @@ def test_a_quick_study_runs_a_row_measures_it_and_says_that_it_is_no_evidence(co
     (row,) = json.loads((tmp_path / "quick.json").read_text())["rows"]
     assert row["moving"] == 419_200 and .2 < row["memory"] < 8 and row["seconds"] > 0 and all(0 <= row[part]["followed"] <= 1 for part in ("seen", "unseen")) and row["words"]["n"] == 10
     assert command("bench", "sft", "--row", "nothing")[0] == 2
+
+def test_what_the_readme_says_of_tiny_is_what_was_promised():
+    "The committed figures of the shipped model, of whole sets, and the ladder's rows."
+    results = data_dir() / "results"
+    def of(name): return json.loads((results / f"{name}.json").read_text())
+    heard, read = of("tiny-qa-test_voices"), of("lm-qa-test_voices")
+    assert heard["n"] == read["n"] >= 1000 and heard["exact"] >= .85 and read["exact"] - heard["exact"] <= .08
+    assert of("tiny-asr-test_voices")["wer"] <= .08 and of("tiny-command-test_voices")["exact"] >= .8
+    told = heard["diagnosis"]
+    assert told["following"]["unseen"]["followed"]["value"] >= .8 and told["text"]["kept"]["value"] >= -.01
+    ladder = of("sft")["rows"]
+    assert {(r["row"], r["seed"]) for r in ladder} == {(row, seed) for row in {r["row"] for r in ladder} for seed in range(3)} and len({r["row"] for r in ladder}) >= 8
+
+def test_no_recipe_of_the_shipped_parts_hears_a_barista_recording():
+    from speechllm_course.commands.build import RECIPES
+    from speechllm_course.commands.stages import read_config
+    for recipe in [*RECIPES["encoder"], *RECIPES["tiny"]]: assert not read_config(Path(f"{recipe}.yaml")).data.get("recordings"), recipe
