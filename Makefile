@@ -23,6 +23,8 @@ results: $(VENV)/ready          ## measure what is shipped and renew the README'
 	$(EVAL)/lm-test_text.json --data world:test_text --part lm --input text
 	for s in test_voices test_both test_synthesiser; do $(EVAL)/tiny-asr-$$s.json --data world:$$s || exit 1; done
 	$(EVAL)/tiny-qa-test_voices.json --data world:test_voices --task qa --diagnose --diagnose-clips 500
+	$(EVAL)/tiny-diagnosis-test_voices.json --data world:test_voices --diagnose --diagnose-clips 1000
+	$(EVAL)/tiny-manner-test_voices.json --data world:test_voices --task manner
 	$(EVAL)/tiny-command-test_voices.json --data world:test_voices --task command
 	$(EVAL)/tiny-refuse-test_both.json --data world:test_both --task refuse
 	$(EVAL)/tiny-requests.json --data requests

@@ -237,7 +237,7 @@ def diagnose(
     watched = dict(emergence=emergence(gaps, 0, .1, rising=True) | dict(n=len(gaps), gap=gaps[-1][1])) if gaps else {}
     return watched | dict(
         listening=listening(model, rows, waveforms, task),
-        following={k: dict(n=f["n"], followed=_share(f["followed"], f["n"]), exact=_share(f["exact"], f["n"])) for k, f in follow.items()},
+        following={k: dict(n=f["n"], followed=_share(f["followed"], f["n"]), exact=_share(f["exact"], f["n"]), tasks=f["tasks"]) for k, f in follow.items()},
         worst_prompt=worst_prompt(model, tokenizer, rows, waveforms, "asr" if spoken else task, clips=max(20, clips // 2)),
         text=text_skill(model, tokenizer, questions or sentences(100, "diagnose", test_text=True, task="qa"), before if lm is None else lm),
         batched=batched_is_single(model, heard[:24], prompts[:24]),
