@@ -161,7 +161,7 @@ def quantity_loss(
 
 # %% ../nbs/10_token_mapping.ipynb #token-mapping-057
 class CIF(Connector):
-    "Each frame holds a learned amount of a token; whenever the sum reaches 1, a token fires. In training amounts are scaled to the transcript's length, else to their own sum, rounded."
+    "Each frame holds a learned amount of a token; whenever the sum reaches 1, a token fires. Given `transcript_ids`, as in training, amounts are scaled to the transcript's length, else to their own sum, rounded; leave them out to measure a model as it will be used."
     def __init__(self, width, d_lm, kernel:int=3, hidden:int=512, quantity_weight:float=.1, output_norm:str="matched"): # frames that decide on an amount; width between the matrices; of the quantity loss
         super().__init__(width, d_lm)
         self.kernel, self.quantity_weight = at_least("kernel", kernel), number("quantity_weight", quantity_weight)

@@ -196,6 +196,9 @@ def test_only_safetensors_are_read(tmp_path):
 
 def test_a_difference_belongs_to_its_base(model, tmp_path):
     save_difference(model, tmp_path, "encoder", "lm")
+    trained, back = model.state_dict(), load_model(tmp_path).state_dict()
+    assert trained.keys() == back.keys()
+    for key in trained: torch.testing.assert_close(back[key].float(), trained[key].float(), atol=2e-3, rtol=2e-3, msg=key)      # kept in 16 bit
     about = json.loads((tmp_path / "slots.json").read_text())
     (tmp_path / "slots.json").write_text(json.dumps(about | dict(base="0" * 16)))
     with pytest.raises(ValueError, match="trained on another"): load_model(tmp_path)
