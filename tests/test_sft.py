@@ -197,8 +197,9 @@ def test_what_the_readme_says_of_tiny_is_what_was_promised():
     heard, read = of("tiny-qa-test_voices"), of("lm-qa-test_voices")
     assert heard["n"] == read["n"] >= 1000 and heard["exact"] >= .85 and read["exact"] - heard["exact"] <= .08
     assert of("tiny-asr-test_voices")["wer"] <= .08 and of("tiny-command-test_voices")["exact"] >= .8
-    told = heard["diagnosis"]
-    assert told["following"]["unseen"]["followed"]["value"] >= .8 and told["text"]["kept"]["value"] >= -.01
+    told, mixed = heard["diagnosis"], of("tiny-diagnosis-test_voices")["diagnosis"]
+    assert mixed["following"]["unseen"]["n"] >= 1000 and len(mixed["following"]["unseen"]["tasks"]) == 11 and all(followed >= .8 for followed, _ in mixed["following"]["unseen"]["tasks"].values())
+    assert told["text"]["kept"]["value"] >= -.01
     ladder = of("sft")["rows"]
     assert {(r["row"], r["seed"]) for r in ladder} == {(row, seed) for row in {r["row"] for r in ladder} for seed in range(3)} and len({r["row"] for r in ladder}) >= 8
 
