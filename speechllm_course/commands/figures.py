@@ -69,8 +69,7 @@ def parts():
 
 def current(saved):
     "Was this study measured with the shipped encoder and language model, on clips as they are made now, and with slots that start as they do now?"
-    terms = saved["settings"]
-    return terms["parts"] == fingerprint(*parts()) and (terms.get("starts", 1), terms.get("world"), terms.get("stores")) == (STARTS, WORLD, STORES)
+    return saved["settings"]["parts"] == fingerprint(*parts()) and saved["settings"].get("starts", 1) == STARTS and not of_other_clips(saved)
 
 def of_other_clips(saved):
     "A sentence where a study's clips are not made so any more."
