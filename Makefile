@@ -49,9 +49,8 @@ study: $(VENV)/ready            ## compare every fusion choice, conversion with 
 	for s in pretrain towards whole sft; do $(BIN)/speechllm bench $$s --out data/results/$$s.json || exit 1; done
 	$(BIN)/python -m speechllm_course.commands.figures
 
-lab: $(VENV)/ready              ## open a copy of the notebooks to work in
-	test -d my-course || $(BIN)/speechllm notebooks my-course
-	$(BIN)/jupyter lab my-course
+lab: $(VENV)/ready              ## open JupyterLab on the notebooks
+	$(BIN)/jupyter lab nbs
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "Python 3.11.4 or newer is needed; run: make PYTHON=python3.12 $(MAKECMDGOALS)")'

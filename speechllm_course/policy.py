@@ -122,6 +122,6 @@ def check_collapse(
     entropy_floor:float=0., # stop below
     kl_ceiling:float=float("inf"), # stop above
 ):
-    "Raises `Collapse` when a policy says one thing only, or has left its reference."
-    if figures["entropy"] < entropy_floor: raise Collapse(f"entropy {figures['entropy']:.4f} a token, below rl.entropy_floor {entropy_floor}: the policy says one thing only; lower learning_rate, raise temperature or kl")
-    if figures.get("kl") is not None and figures["kl"] > kl_ceiling: raise Collapse(f"KL {figures['kl']:.3f} a token from the reference, above rl.kl_ceiling {kl_ceiling}: the policy runs away; lower learning_rate, raise kl")
+    "Raises `Collapse` when a policy says one thing only, or has left its reference, and where either figure is no number."
+    if not figures["entropy"] >= entropy_floor: raise Collapse(f"entropy {figures['entropy']:.4f} a token, below rl.entropy_floor {entropy_floor}: the policy says one thing only; lower learning_rate, raise temperature or kl")
+    if figures.get("kl") is not None and not figures["kl"] <= kl_ceiling: raise Collapse(f"KL {figures['kl']:.3f} a token from the reference, above rl.kl_ceiling {kl_ceiling}: the policy runs away; lower learning_rate, raise kl")

@@ -165,6 +165,15 @@ def test_one_bad_row_is_named_and_the_others_learn(folder, tmp_path, capsys):
 def test_nothing_to_train_is_said_before_training(folder, tmp_path, data, changes, says):
     with pytest.raises((DataError, ConfigError), match=says): run_stage(config(tmp_path, folder, data, **changes), device="cpu", dry_run=True)
 
+@pytest.mark.parametrize("rows, changes, says", [
+    ("file_name,words\n0.wav,hello\n", {}, "needs the columns"), ("file_name,text\n0.wav," + "word " * 700 + "\n", {}, "data.recordings"), (None, dict(thaw=None, train=dict(steps=2, trainable=["projector"])), "matches no parameter"),
+    (None, dict(thaw=None, train=dict(steps=2, trainable=["connector"], rates={"encoder": .1})), "rates"), (None, dict(train=dict(steps=2, tracker="nowhere")), "tracker"), (None, dict(train=dict(steps=0)), "steps"),
+    (None, dict(stage="encoder", start="encoder", thaw=None, train=dict(steps=2, trainable=["projector"]), data=dict(clips=50, recordings=[])), "matches no parameter")], ids=["columns", "context", "frozen", "rates", "tracker", "steps", "encoder"])
+def test_no_clip_is_made_for_a_training_that_cannot_begin(folder, tmp_path, monkeypatch, rows, changes, says):
+    monkeypatch.setattr("speechllm_course.commands.stages.training_store", lambda data: pytest.fail("clips were made first"))
+    if rows: table(folder, rows)
+    with pytest.raises((DataError, ConfigError), match=says): run_stage(config(tmp_path, folder, **(dict(data=dict(clips=50)) | changes)), device="cpu")
+
 @pytest.mark.parametrize("data, says", [(dict(recordings=[]), "name folders of recordings"), (dict(views=1), "data.views: works with our conformer alone"), (dict(clips=5), "data.clips"), (dict(text_share=.5), "data.text_share")], ids=str)
 def test_what_whisper_cannot_use_is_named(folder, tmp_path, data, says):
     with pytest.raises(ConfigError, match=says): run_stage(config(tmp_path, folder, data, start=None, encoder=whisper(tmp_path / "ears")), device="cpu", dry_run=True)

@@ -80,9 +80,9 @@ def usable_recordings(data, model, ask):
         corpora.append(dataset.select(kept["place"][:]))
     return corpora
 
-def with_recordings(store, data, model, ask):
+def with_recordings(store, data, corpora):
     "A store of energies with the recordings behind, each `repeat` times."
-    return Joined([store] + [Recordings(dataset) for dataset in usable_recordings(data, model, ask)] * data.repeat, data.longest)
+    return Joined([store] + [Recordings(dataset) for dataset in corpora] * data.repeat, data.longest)
 
 def recording_batches(config, data, model, ask, read):
     "Batches of recordings alone, through the processor of any encoder; nothing is augmented."

@@ -9,7 +9,7 @@ from accelerate import PartialState
 from speechllm_course.cache import fingerprint
 from speechllm_course.commands.hardware import peak_memory
 from speechllm_course.commands.options import check_numbers, known_options, started_from
-from speechllm_course.commands.own_clips import asking, recording_batches, remember, watching, with_recordings
+from speechllm_course.commands.own_clips import asking, recording_batches, remember, usable_recordings, watching, with_recordings
 from speechllm_course.commands.pretrain_stages import PretrainData, pretrain_stage
 from speechllm_course.commands.report import write_text
 from speechllm_course.commands.stores import COUNTS, SpeechData, encoded_store, training_store
@@ -20,9 +20,9 @@ from speechllm_course.instructions import WEIGHTS, instruct
 from speechllm_course.ladder import show_parts, thaw
 from speechllm_course.lm import load_lm, name_vocabulary
 from speechllm_course.lora import bake, lora_layers
-from speechllm_course.optimise import Batches, ConfigError, TrainConfig, check_config, freeze
+from speechllm_course.optimise import Batches, ConfigError, TrainConfig, check_config, freeze, make_optimizer
 from speechllm_course.processor import add_placeholder, load_ears
-from speechllm_course.train import train
+from speechllm_course.train import check_run, train
 from speechllm_course.voices import ACCENTS, PACES, PITCHES
 from speechllm_course.world import PROMPTS, sentences
 
@@ -107,8 +107,9 @@ def encoder_stage(config):
     vocabulary = name_vocabulary(tokenizer)
     if getattr(model.config, "vocabulary", None) not in (None, "", vocabulary): raise ConfigError(f"lm: {config.start} spells with the tokens of another language model than {config.lm}; name that one, or train without start")
     if model.config.letter_layer > model.config.num_hidden_layers: raise ConfigError(f"model.letter_layer: {model.config.letter_layer} of {model.config.num_hidden_layers} blocks; set it to one of them")
-    model.config.vocabulary, store = vocabulary, training_store(data)
     average = averaging(config, model)
+    _check_moving(config, model)
+    model.config.vocabulary, store = vocabulary, training_store(data)
     def save(folder):
         average()
         model.half().save_pretrained(folder); LogMelExtractor().save_pretrained(folder)
@@ -130,10 +131,12 @@ def speechllm_stage(config):
     if not 0 <= data.text_questions <= 1: raise ConfigError(f"data.text_questions: {data.text_questions} is a share, from 0 to 1, of the text-only exchanges")
     if data.text_questions and not data.text_share: raise ConfigError("data.text_questions: a share of text-only exchanges, of which there are none; set data.text_share, or drop it")
     ask, read = _exchanges(config, data)
+    _check_moving(config, model)
     learner, watch = _learner(config, model), [watching(model, data.watch)] if data.watch else []
     if not ours: return learner, recording_batches(config, data, model, ask, read), _saving(config, model), *watch
+    corpora = usable_recordings(data, model, ask) if data.recordings else []
     store = training_store(data)
-    if data.recordings: store = with_recordings(store, data, model, ask)
+    if corpora: store = with_recordings(store, data, corpora)
     if data.views: store = encoded_store(model.model.encoder.model, store, data.views, model.model.post_process.wanted)
     lengths = [r["frames"] * (4 if data.views else 1) for r in store.rows]             # the budget counts log-mel frames
     batches = Batches(lengths, speech_collate(store, model.processor, data.transcribe, data.text_share, bool(data.views), data.manner, ask, read, data.augment, data.text_questions), data.budget, data.seed)
@@ -193,6 +196,12 @@ def _thaw(config, model):
     if taken: raise ConfigError(f"train.{taken[0]}: thaw says what moves, and how fast; drop one of the two")
     config.train = {**config.train, **thaw(model, config.thaw, dict(config.lora))}
 
+def _check_moving(config, model):
+    "What moves, and how fast: known before the first clip is made. Raises `ConfigError`."
+    settings = check_config(dict(config.train), TrainConfig)
+    freeze(model, settings.trainable)
+    make_optimizer(model, settings)
+
 def _exchanges(config, data):
     "(ask, read) for `speech_collate`."
     weights = {task: share for task, share in WEIGHTS.items() if data.manner or task not in ("pace", "pitch", "accent")}
@@ -231,6 +240,7 @@ def run_stage(config:Stage, resume=False, dry_run=False, device="auto", quiet=Fa
     settings = check_config(dict(config.train), TrainConfig)
     if settings.out: raise ConfigError("train.out: the folder is named at the top of the file: out")
     settings.out, settings.device = config.out, settings.device if device == "auto" else device
+    check_run(settings)
     _check_out(config.out, resume)
     if dry_run: config.data = _sample(config)
     torch.manual_seed(settings.seed)
