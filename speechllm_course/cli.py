@@ -16,6 +16,8 @@ data_app = typer.Typer(no_args_is_help=True, help="List, build and fetch corpora
 bench_app = typer.Typer(no_args_is_help=True, help="Studies on equal terms, and speed against peers. Example: speechllm bench fusion --quick")
 app.add_typer(data_app, name="data"); app.add_typer(bench_app, name="bench")
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+Rows = Annotated[Optional[list[str]], typer.Option("--row", help="only this row; may be given several times")]
+Seeds = Annotated[Optional[list[int]], typer.Option("--seed", help="only this seed, likewise; several processes may share one --out")]
 Longest = Annotated[int, typer.Option(help="longest reply, in tokens; a longer one is cut, with a warning (0: 64, and 400 with --speak)", min=0)]
 
 def _print_version(wanted):
@@ -184,28 +186,28 @@ def fusion(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few 
            transcripts: Annotated[bool, typer.Option(help="connectors only, trained on transcripts alone for about two minutes each")] = False,
            loudness: Annotated[bool, typer.Option(help="one connector, its span as loud as words, louder, quieter: does it matter?")] = False,
            out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped (default: runs/fusion.json)")] = None,
-           row: Annotated[Optional[list[str]], typer.Option(help="only this row; may be given several times")] = None):
+           row: Rows = None, seed: Seeds = None):
     """Every post-process and every connector on equal terms. Example: speechllm bench fusion --quick"""
     from speechllm_course.commands.fusion_study import LOUDNESS_ROWS, ROWS, run
     for name in row or []: choose("--row", name, LOUDNESS_ROWS if loudness else ROWS)
     kinds = [kind for kind, wanted in (("quick", quick), ("transcripts", transcripts), ("loudness", loudness)) if wanted]
     if len(kinds) > 1: raise typer.BadParameter(f"--{kinds[0]} and --{kinds[1]} are two studies; choose one")
-    run(out, kinds[0] if kinds else "", row)
+    run(out, kinds[0] if kinds else "", row, seed)
 
 @bench_app.command()
 def claim(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few steps: every row runs, no figure is evidence")] = False,
           out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped (default: runs/claim.json)")] = None,
-          row: Annotated[Optional[list[str]], typer.Option(help="only this row; may be given several times")] = None):
+          row: Rows = None, seed: Seeds = None):
     """Conversion against a merged vocabulary: what of speech is left. Example: speechllm bench claim --quick"""
     from speechllm_course.commands.claim_study import ROWS, run
     for name in row or []: choose("--row", name, ROWS)
-    run(out, quick, row)
+    run(out, quick, row, seed)
 
 @bench_app.command()
 def pretrain(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few steps: every row runs, no figure is evidence")] = False,
              out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped (default: runs/pretrain.json)")] = None,
-             row: Annotated[Optional[list[str]], typer.Option(help="only this row; may be given several times")] = None,
-             seed: Annotated[Optional[list[int]], typer.Option(help="only this seed, likewise; several processes may share one --out")] = None, device: Device = "auto"):
+             row: Rows = None,
+             seed: Seeds = None, device: Device = "auto"):
     """What pretraining saves in labels: every objective with 1, 10 and 100 % of them. Example: speechllm bench pretrain --quick"""
     from speechllm_course.commands.pretrain_study import ROWS, run
     for name in row or []: choose("--row", name, ROWS)
@@ -214,22 +216,22 @@ def pretrain(quick: Annotated[bool, typer.Option(help="one seed, few clips, a fe
 @bench_app.command()
 def sft(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few steps: every row runs, no figure is evidence")] = False,
         out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped (default: runs/sft.json)")] = None,
-        row: Annotated[Optional[list[str]], typer.Option(help="only this row; may be given several times")] = None):
+        row: Rows = None, seed: Seeds = None):
     """The freeze ladder: what was thawed, with which loss, what it learned, forgot and cost. Example: speechllm bench sft --quick"""
     from speechllm_course.commands.sft_study import ROWS, run
     for name in row or []: choose("--row", name, ROWS)
-    run(out, quick, row)
+    run(out, quick, row, seed)
 
 @bench_app.command()
 def rl(quick: Annotated[bool, typer.Option(help="one seed, few clips, two steps: every row runs, no figure is evidence")] = False,
        out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped, and several may share one (default: runs/rl-PLAN.json)")] = None,
-       plan: Annotated[str, typer.Option(help="transcripts: word errors among other voices, behind a start that fine-tuning has worn out; orders: orders in coloured noise; longer: transcripts again, for longer, on more test clips")] = "transcripts",
-       row: Annotated[Optional[list[str]], typer.Option(help="only this row; may be given several times")] = None):
+       plan: Annotated[str, typer.Option(help="transcripts: word errors among other voices, behind a start that fine-tuning has worn out; orders: orders in coloured noise; longer: transcripts again, for longer, on more test clips; labels: transcripts of which three in ten are wrong")] = "transcripts",
+       row: Rows = None, seed: Seeds = None):
     """Speech in noise: reinforcement learning against more fine-tuning in the same seconds. Example: speechllm bench rl --quick"""
     from speechllm_course.commands.rl_study import PLANS, run
     choose("--plan", plan, PLANS)
     for name in row or []: choose("--row", name, PLANS[plan].rates)
-    run(out, quick, plan, row)
+    run(out, quick, plan, row, seed)
 
 @bench_app.command()
 def safety(quick: Annotated[bool, typer.Option(help="one seed, few clips, two steps: every row runs, no figure is evidence")] = False,
@@ -250,20 +252,20 @@ def orders(quick: Annotated[bool, typer.Option(help="two folds of few recordings
 @bench_app.command()
 def towards(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few steps: every row runs, no figure is evidence")] = False,
             out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped (default: runs/towards.json)")] = None,
-            row: Annotated[Optional[list[str]], typer.Option(help="only this row; may be given several times")] = None):
+            row: Rows = None, seed: Seeds = None):
     """Is a connector trained faster behind an encoder that was trained towards the language model? Example: speechllm bench towards --quick"""
     from speechllm_course.commands.towards_study import ROWS, run
     for name in row or []: choose("--row", name, ROWS)
-    run(out, quick, row)
+    run(out, quick, row, seed)
 
 @bench_app.command()
 def whole(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few steps: every row runs, no figure is evidence")] = False,
           out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped (default: runs/whole.json)")] = None,
-          row: Annotated[Optional[list[str]], typer.Option(help="only this row; may be given several times")] = None):
+          row: Rows = None, seed: Seeds = None):
     """Whole-model pretraining on mixed sequences, with spans and with units. Example: speechllm bench whole --quick"""
     from speechllm_course.commands.whole_study import ROWS, run
     for name in row or []: choose("--row", name, ROWS)
-    run(out, quick, row)
+    run(out, quick, row, seed)
 
 @data_app.command("list")
 def data_list():

@@ -66,7 +66,10 @@ class Weighted(LayerMix):
         self.weights = nn.Parameter(torch.zeros(len(self.wanted)))              # softmax makes equal shares of zeros
 
     def forward(self, hidden_states, mask, *, prompt=None):
-        return sum(w * h for w, h in zip(self.weights.softmax(0), self.normed(hidden_states))), mask     # (B, T, D)
+        shares, states = self.weights.softmax(0), self.normed(hidden_states)
+        mixed = shares[0] * states[0]                                           # (B, T, D)
+        for share, state in zip(shares[1:], states[1:]): mixed = torch.addcmul(mixed, share, state)
+        return mixed, mask
 
 # %% ../nbs/08_postprocess.ipynb #postprocess-032
 class Concat(LayerMix):

@@ -128,7 +128,7 @@ def one_run(name, seed, plan, store, valid, tests, rate=None):
     moving = sum(p.numel() for p in subject.learner.parameters() if p.requires_grad)
     return dict(row=name, seed=seed, learning_rate=rate, parameters=moving, training_seconds=seconds, loss=history[-1]["loss"], **measure(subject, tests, seed))
 
-def run(out=None, quick=False, only=None):
+def run(out=None, quick=False, only=None, seeds=None):
     "All rows and seeds; every finished run is kept in `out`, and a second call goes on behind the last one."
     plan, out = QUICK if quick else Plan(), Path(out or f"runs/claim{'-quick' if quick else ''}.json")
     ears, _ = load_ears("encoder")
@@ -141,7 +141,7 @@ def run(out=None, quick=False, only=None):
     rows, waveforms, _ = decode_rows(load_world("valid").select(range(24 if quick else 100)))
     valid = encode_all(ears.model, waveforms), rows
     done, rates = {(r["row"], r["seed"]) for r in saved["rows"]}, {r["row"]: r["learning_rate"] for r in saved["rows"]}
-    for seed in plan.seeds:
+    for seed in seeds or plan.seeds:
         for name in only or ROWS:
             if (name, seed) in done: continue
             row = one_run(name, seed, plan, store, valid, tests, rates.get(name))

@@ -140,7 +140,7 @@ def tuned(start, row, rate, store, plan, seed, place):
         return dict(history=[*history[:-1:4], history[-1]], seconds=time.process_time() - began)         # every fourth row of it is enough
     return model.eval(), kept(place, model, fit)
 
-def run(out=None, quick=False, plan="transcripts", only=None):
+def run(out=None, quick=False, plan="transcripts", only=None, seeds=None):
     "The start, the search on valid, then the best algorithm and the control with every seed; a second call goes on where the first one stopped, and several may share the work."
     name, plan = plan, quickly(PLANS[plan]) if quick else PLANS[plan]
     out = Path(out or f"runs/rl-{name}{'-quick' if quick else ''}.json")
@@ -173,7 +173,7 @@ def run(out=None, quick=False, plan="transcripts", only=None):
     print(f"start: {show(saved, saved['before']['start']['noise'])} in noise, valid {rate_of(saved, saved['before']['start']['valid'], 'valid'):.4f}", flush=True)
     best = {row: min((s for s in saved["search"] if s["row"] == row), key=lambda s: s["valid"]) for row in plan.rates}
     chosen = min((row for row in plan.rates if row != CONTROL), key=lambda row: best[row]["valid"])        # on valid; only this one is judged on unseen voices
-    for seed in plan.seeds:
+    for seed in seeds or plan.seeds:
         for row in (CONTROL, chosen):
             if not wanted(row) or any((r["row"], r["seed"]) == (row, seed) for r in saved["rows"]): continue
             rate = best[row]["rate"]

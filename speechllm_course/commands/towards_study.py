@@ -80,7 +80,7 @@ def connect(encoder, pool, plan, seed, valid, tests, folder):
     errors, words = zip(*map(word_errors, right, map(normalise, heard)))
     return dict(curve=[(h["step"], h["valid"]) for h in history], wer=sum(errors) / sum(words), wer_ci=bootstrap(errors, words), n=len(rows))
 
-def run(out=None, quick=False, only=None):
+def run(out=None, quick=False, only=None, seeds=None):
     "All rows and seeds; every finished row is kept in `out`, and a second call goes on behind the last one."
     plan, out = QUICK if quick else Plan(), Path(out or f"runs/towards{'-quick' if quick else ''}.json")
     lm, tokenizer = load_lm("lm")
@@ -91,7 +91,7 @@ def run(out=None, quick=False, only=None):
     rows, waveforms, _ = decode_rows(load_world("valid").select(range(24 if quick else 100)))
     dataset = load_world("test_voices", full=not quick and can_synthesise())
     tests = decode_rows(dataset.select(range(min(plan.tests, len(dataset)))))[:2]
-    for seed in plan.seeds:
+    for seed in seeds or plan.seeds:
         left = [row for row in only or ROWS if not any((r["row"], r["seed"]) == (row, seed) for r in saved["rows"])]
         began, pretrained = time.perf_counter(), fresh_start(plan.body, len(tokenizer), seed)
         if set(left) - {"random"}: pretrain_once(PretrainModel("bestrq"), PretrainData(budget=plan.budget, seed=seed), pool, pretrained, settings_of(plan.pretrain, plan.rate, seed))

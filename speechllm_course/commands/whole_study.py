@@ -103,7 +103,7 @@ def one_run(row, seed, plan, store, rows, valid, tests, texts, units):
     replies = score(texts, asked, predict(subject.reads(), subject.tokenizer, texts, None, asked, "lm" if not spans else "all", "text"), "answer")
     return dict(row=row, seed=seed, seconds=seconds, curve=[(h["step"], h["words"]) for h in history], wer=heard["wer"], wer_ci=heard["ci95"], n=heard["n"], text=replies["exact"], text_ci=replies["ci95"], n_text=replies["n"])
 
-def run(out=None, quick=False, only=None):
+def run(out=None, quick=False, only=None, seeds=None):
     "All rows and seeds; every finished row is kept in `out`, and a second call goes on behind the last one."
     plan, out = QUICK if quick else Plan(), Path(out or f"runs/whole{'-quick' if quick else ''}.json")
     units = UnitTokenizer.load("units")
@@ -118,7 +118,7 @@ def run(out=None, quick=False, only=None):
     dataset = load_world("test_voices", full=full)
     tests = decode_rows(dataset.select(range(min(plan.tests, len(dataset)))))[:2]
     texts = list(load_world("test_text", full=full).remove_columns("audio").select(range(min(plan.tests, 200 if not full else 1000))))
-    for seed in plan.seeds:
+    for seed in seeds or plan.seeds:
         for row in only or ROWS:
             if any((r["row"], r["seed"]) == (row, seed) for r in saved["rows"]): continue
             saved = keep(out, terms, measured := one_run(row, seed, plan, store, rows, valid, tests, texts, units)); print(line(row, [measured]), flush=True)

@@ -159,12 +159,13 @@ def slots():
     from speechllm_course.projection import QFormer
     from speechllm_course.token_mapping import integrate, number_runs, pool_runs
     B, T, D, V = 8, 250, 176, 321
-    states, mask = [torch.randn(B, T, D, requires_grad=True) for _ in range(7)], torch.ones(B, T, dtype=torch.bool)
-    weighted = Weighted(D, 6)
-    def featurizer():                                                        # stack, flatten, scale, sum: as s3prl writes it
-        stacked = torch.stack(states, 0)
-        (weighted.weights.softmax(0)[:, None] * stacked.view(7, -1)).sum(0).view(B, T, D).sum().backward()
-    table = rows("weighted sum of 7 layers", contest({"ours": lambda: weighted(states, mask)[0].sum().backward(), "s3prl's formula": featurizer}), "ours")
+    mask, table = torch.ones(B, T, dtype=torch.bool), []
+    for layers, width in ((7, D), (13, 768)):                                # our conformer; a HuBERT or Whisper of the usual size
+        states, weighted = [torch.randn(B, T, width, requires_grad=True) for _ in range(layers)], Weighted(width, layers - 1)
+        def featurizer():                                                    # stack, flatten, scale, sum: as s3prl writes it
+            stacked = torch.stack(states, 0)
+            (weighted.weights.softmax(0)[:, None] * stacked.view(layers, -1)).sum(0).view(B, T, width).sum().backward()
+        table += rows(f"weighted sum of {layers} layers, {width} wide", contest({"ours": lambda: weighted(states, mask)[0].sum().backward(), "s3prl's formula": featurizer}), "ours")
     best = torch.where(torch.rand(B, T) < .7, V - 1, torch.randint(0, V - 1, (B, T))); features = torch.randn(B, T, D, requires_grad=True)
     def compress(): pool_runs(features, number_runs(best, mask, V - 1), torch.ones(B, T))[0].sum().backward()
     def compress_loop():
