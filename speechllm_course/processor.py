@@ -246,19 +246,30 @@ def save_difference(
     folder, # where to
     encoder:str, # the shared encoder it was built on: a name under data/, or a folder
     lm:str, # likewise its language model
+    thin:dict|None=None, # name of a matrix → (up (out, rank), down (rank, in)): what an adapter adds to it, up · down
 ):
     "Save only what differs from the shared encoder and language model (16-bit), and which ones they were."
-    if any("lora_" in name for name in model.state_dict()): raise ValueError("the model has adapters: bake them into the weights first (lora.bake), or save them alone (sharing.save_adapter)")
+    if any("lora_" in name for name in model.state_dict()): raise ValueError("the model has adapters: take them off and give them as `thin` (lora.take_off), bake them into the weights (lora.bake), or save them alone (sharing.save_adapter)")
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     base, tied = new_model(encoder, lm, model.config.post_process, model.config.connector).state_dict(), model.config.tie_word_embeddings
     changed = {k: v.half().cpu().contiguous() for k, v in model.state_dict().items()
                if not (tied and k == "lm_head.weight") and ("connector" in k or "post_process" in k or not torch.equal(v.cpu().to(base[k].dtype), base[k]))}
+    for name, (up, down) in (thin or {}).items(): changed |= {f"{name}.up": up.half().cpu().contiguous(), f"{name}.down": down.half().cpu().contiguous()}
     encoder, lm = (str(Path(name).resolve()) if find_artifact(name).is_dir() and not find_artifact(name).is_relative_to(data_dir()) else str(name) for name in (encoder, lm))      # found again from another folder
     about = dict(encoder=encoder, lm=lm, post_process=model.config.post_process, connector=model.config.connector, base=identity_of_parts(encoder, lm))
     part = folder / f".difference.{os.getpid()}"; save_file(changed, part); os.replace(part, folder / "difference.safetensors")
     part = folder / f".slots.{os.getpid()}"; part.write_text(json.dumps(about, indent=1)); os.replace(part, folder / "slots.json")
 
 # %% ../nbs/06c_processor.ipynb #processor-019
+def _added(changed, weights, folder):
+    "Take out of a saved difference what adapters add: name of a matrix → up · down."
+    added = {}
+    for name in [n.removesuffix(".up") for n in changed if n.endswith(".up")]:
+        up, down = changed.pop(f"{name}.up").float(), changed.pop(f"{name}.down", torch.empty(0, 0)).float()
+        if name not in weights or up.shape[1:] != down.shape[:1] or (len(up), *down.shape[1:]) != weights[name].shape: raise ValueError(f"{folder}: what an adapter adds to {name} does not fit; build it again")
+        added[name] = up @ down
+    return added
+
 def load_difference(
     folder:Path, # that `save_difference` wrote
 ) -> SpeechLLM: # with its processor
@@ -268,12 +279,16 @@ def load_difference(
     if not {"base", "encoder", "lm", "post_process", "connector"} <= about.keys(): raise ValueError(f"{folder}: slots.json is incomplete; build it again")
     if about["base"] != identity_of_parts(about["encoder"], about["lm"]): raise ValueError(f"{folder}: was trained on another {about['encoder']} or {about['lm']}; build it again")
     model = new_model(about["encoder"], about["lm"], about["post_process"], about["connector"])
-    unknown = sorted(changed.keys() - model.state_dict().keys())
+    weights = model.state_dict()
+    added = _added(changed, weights, folder)
+    unknown = sorted(changed.keys() - weights.keys())
     if unknown: raise ValueError(f"{folder}: holds {unknown[0]}, which this model has not; build it again")
     missing = sorted({name for name, _ in model.named_parameters() if "post_process" in name or "connector" in name} - changed.keys())
     if missing: raise ValueError(f"{folder}: {missing[0]} is missing; build it again")
     model.load_state_dict({k: v.float() for k, v in changed.items()}, strict=False)
     model.tie_weights()
+    with torch.no_grad():
+        for name, product in added.items(): weights[name] += product
     return model
 
 # %% ../nbs/06c_processor.ipynb #processor-044-a

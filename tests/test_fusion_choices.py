@@ -26,7 +26,7 @@ def test_trains_from_a_config_file_saves_loads_answers(choice, tmp_path):
     adapted = dict(thaw="lora", train=dict(steps=2, log_every=1))              # the slots and adapters in the language model
     history = run_stage(read_config(write_config(tmp_path, model=dict(post_process=post_process, connector=connector), **adapted)), device="cpu", quiet=True)
     assert len(history) == 2 and all(torch.isfinite(torch.tensor(h["loss"])) for h in history)
-    with safe_open(tmp_path / "out" / "difference.safetensors", "pt") as saved: assert any("language_model" in key for key in saved.keys())
+    with safe_open(tmp_path / "out" / "difference.safetensors", "pt") as saved: assert {key.rpartition(".")[2] for key in saved.keys() if "language_model" in key} == {"up", "down"}, "of the language model, only what the adapters add"
     model = load_model(tmp_path / "out")
     assert model.config.post_process == post_process and model.config.connector == connector
     assert isinstance(model.answer(torch.randn(20_000) * .1, "transcribe", 8), str)
@@ -145,8 +145,9 @@ def test_the_rows_are_on_equal_terms():
     sizes = {row: sum(p.numel() for n, p in make_model(*ROWS[row], False, 0).named_parameters() if "connector" in n or "post_process" in n) for row in ROWS if row not in fixed}
     assert max(sizes.values()) / min(sizes.values()) < 1.2, sizes
     assert {"linear", "conv", "qformer", "cross_attention", "hard", "soft", "compress", "cif"} < set(BEHIND_FINAL)
-    rows, own_places = fusion_study.load_study()["rows"], {"cross_attention", "cross_attention, LM frozen", "hard", "soft", "compress", "cif"}      # positions follow from the method
-    assert {r["steps"] for r in rows} == {Plan().steps} and all(8 < r["tokens_per_second"] < 9.6 for r in rows if r["row"] not in own_places)
+    rows = fusion_study.load_study()["rows"]
+    places = [r["tokens_per_second"] for r in rows if r["row"] != "soft" and not r["row"].startswith("cross_attention")]      # soft has one a frame with a label, cross-attention none
+    assert {r["steps"] for r in rows} == {Plan().steps} and max(places) / min(places) < 1.2
 
 def test_steps_that_fit_into_a_time(monkeypatch):
     now = [0.]

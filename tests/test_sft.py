@@ -4,15 +4,16 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest, torch, yaml
+from safetensors.torch import load_file, save_file
 
 from speechllm_course.commands.stages import read_config, run_stage
 from speechllm_course.corpus import data_dir, decode_rows, load_world
 from speechllm_course.distill import Distilled, adapters_off, distillation_loss, read_text
 from speechllm_course.instructions import INSTRUCTIONS, by_ear, frame, instruct, instruction_examples, kind_of, replies_to, wordings
 from speechllm_course.ladder import parts, thaw
-from speechllm_course.lora import ATTENTION, EVERY_LAYER, LoraLayer, adapters, add_lora, bake, lora_layers, merge, set_dial, unmerge, use_adapter
+from speechllm_course.lora import ATTENTION, EVERY_LAYER, LoraLayer, adapters, add_lora, bake, lora_layers, merge, set_dial, take_off, unmerge, use_adapter
 from speechllm_course.optimise import ConfigError, TrainConfig, make_optimizer
-from speechllm_course.processor import load_model, new_model
+from speechllm_course.processor import load_model, new_model, save_difference
 from speechllm_course.world import PROMPTS
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,22 @@ def test_a_baked_model_is_a_plain_one_that_says_the_same(model, clips):
     net = deepcopy(model); add_lora(net); shake(net); full = logits(net, clips)
     bake(net)
     assert not lora_layers(net) and net.state_dict().keys() == model.state_dict().keys() and torch.allclose(logits(net, clips), full, atol=1e-3)
+
+def test_adapters_taken_off_are_what_baking_adds(model, clips, tmp_path):
+    net = deepcopy(model); add_lora(net); add_lora(net, rank=2, name="other"); shake(net); shake(net, "other")
+    use_adapter(net, "default"); baked = deepcopy(net); bake(baked)
+    thin = take_off(net)
+    assert not lora_layers(net) and all(torch.equal(w, model.state_dict()[n]) for n, w in net.state_dict().items())
+    for name, (up, down) in thin.items(): assert torch.allclose(net.state_dict()[name] + up @ down, baked.state_dict()[name], atol=1e-5)
+    save_difference(net, tmp_path / "thin", "encoder", "lm", thin); save_difference(baked, tmp_path / "whole", "encoder", "lm")
+    assert torch.allclose(logits(load_model(tmp_path / "thin"), clips), logits(baked, clips), atol=.05)            # 16-bit storage
+    for name, rank in (("merged", 1), ("none", 0)):
+        other = deepcopy(model)
+        if rank: add_lora(other); merge(other)
+        with pytest.raises(ValueError, match="unmerge first" if rank else "no adapter"): take_off(other)
+    saved = load_file(tmp_path / "thin" / "difference.safetensors"); gone = next(n for n in saved if n.endswith(".down"))
+    save_file({n: t for n, t in saved.items() if n != gone}, tmp_path / "thin" / "difference.safetensors")
+    with pytest.raises(ValueError, match="does not fit"): load_model(tmp_path / "thin")
 
 def test_adapters_take_turns(model, clips):
     net = deepcopy(model); add_lora(net); add_lora(net, name="other"); shake(net, std=.05); shake(net, "other", std=.1)

@@ -19,7 +19,7 @@ from speechllm_course.distill import Distilled, read_text
 from speechllm_course.instructions import WEIGHTS, instruct
 from speechllm_course.ladder import show_parts, thaw
 from speechllm_course.lm import load_lm, name_vocabulary
-from speechllm_course.lora import bake, lora_layers
+from speechllm_course.lora import lora_layers, take_off
 from speechllm_course.optimise import Batches, ConfigError, TrainConfig, check_config, freeze, make_optimizer
 from speechllm_course.processor import add_placeholder, load_ears
 from speechllm_course.train import check_run, train
@@ -180,8 +180,7 @@ def _saving(config, model):
     average = averaging(config, model)
     def save(folder):
         average()
-        if lora_layers(model): bake(model)
-        save_difference(model, folder, config.encoder, config.lm)
+        save_difference(model, folder, config.encoder, config.lm, take_off(model) if lora_layers(model) else None)
     return save
 
 def _thaw(config, model):
