@@ -225,7 +225,7 @@ def sft(quick: Annotated[bool, typer.Option(help="one seed, few clips, a few ste
 @bench_app.command()
 def rl(quick: Annotated[bool, typer.Option(help="one seed, few clips, two steps: every row runs, no figure is evidence")] = False,
        out: Annotated[Optional[Path], typer.Option(help="results, as JSON; a second call goes on where the first one stopped, and several may share one (default: runs/rl-PLAN.json)")] = None,
-       plan: Annotated[str, typer.Option(help="transcripts: word errors among other voices, behind a start that fine-tuning has worn out; orders: orders in coloured noise; longer: transcripts again, for longer, on more test clips; labels: transcripts of which three in ten are wrong")] = "transcripts",
+       plan: Annotated[str, typer.Option(help="transcripts: word errors among other voices, behind a start that fine-tuning has worn out; orders: orders in coloured noise; longer: transcripts again, for longer, on more test clips; labels: orders of whose labels three in ten are wrong; fields: orders whose labels have their fields in any order")] = "transcripts",
        row: Rows = None, seed: Seeds = None):
     """Speech in noise: reinforcement learning against more fine-tuning in the same seconds. Example: speechllm bench rl --quick"""
     from speechllm_course.commands.rl_study import PLANS, run

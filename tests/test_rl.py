@@ -163,6 +163,18 @@ def test_babble_has_the_ratio_it_was_asked_for():
     assert torch.equal(babble(voices[0], voices, 5., random.Random(2)), babble(voices[0], voices, 5., random.Random(2)))
     assert not torch.equal(babble(voices[0], voices, 5., random.Random(2)), babble(voices[0], voices, 5., random.Random(3)))
 
+def test_labels_are_changed_as_the_plans_say():
+    from speechllm_course.commands.rl_study import shuffled, spoilt
+    from speechllm_course.rewards import exact_match
+    from speechllm_course.world import sentences, text_to_slots
+    rows = [dict(id=str(i), text=u.text, answer=u.answer, slots=u.answer) for i, u in enumerate(sentences(400, 3, task="order"))]
+    mixed = shuffled(rows, 1)
+    assert all(exact_match(b["answer"], a["answer"]) == 1 and text_to_slots(b["answer"]) == text_to_slots(a["answer"]) for a, b in zip(rows, mixed)), "no reward sees a difference"
+    several = [(a, b) for a, b in zip(rows, mixed) if len(text_to_slots(a["answer"])) > 2]
+    assert sum(a["answer"] != b["answer"] for a, b in several) > .7 * len(several) and shuffled(rows, 1) == mixed != shuffled(rows, 2)
+    wrong = [a["answer"] != b["answer"] for a, b in zip(rows, spoilt(rows, .3, 1))]
+    assert .25 < sum(wrong) / len(rows) <= .3 and sorted(r["answer"] for r in rows) == sorted(r["answer"] for r in spoilt(rows, .3, 1))
+
 @pytest.mark.slow
 @pytest.mark.parametrize("plan", ["transcripts", "orders"])
 def test_the_study_is_shared_and_goes_on(tmp_path, monkeypatch, plan):

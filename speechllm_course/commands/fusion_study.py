@@ -9,7 +9,7 @@ from peft import LoraConfig, inject_adapter_in_model
 
 from speechllm_course.cache import ArrayStore, fingerprint
 from speechllm_course.commands.hardware import describe
-from speechllm_course.commands.report import write_text
+from speechllm_course.commands.report import short, write_text
 from speechllm_course.commands.stores import VERSION as STORES, SpeechData, encoded_store, training_store
 from speechllm_course.corpus import VERSION as WORLD, cache_dir, data_dir, decode_rows, load_world
 from speechllm_course.encoder import encoder_features, pad_features
@@ -261,7 +261,7 @@ def keep(out, about, *rows, into="rows", **more):
         fcntl.flock(lock, fcntl.LOCK_EX)
         saved = begin(out, *about)
         known = {_key(r) for r in saved.setdefault(into, [])}
-        saved[into] += [r for r in rows if _key(r) not in known]; saved.update(more)        # two processes may have measured the same
+        saved[into] += [r for r in rows if _key(r) not in known]; saved = short(saved | more)        # two processes may have measured the same
         write_text(out, json.dumps(saved, separators=(",", ":")) + "\n")
     return saved
 

@@ -1,4 +1,4 @@
-"The tour's report: one HTML file with everything inside."
+"What is written: text and figures, and the tour's report, one HTML file with everything inside."
 import base64, io, os
 from pathlib import Path
 
@@ -9,6 +9,12 @@ def write_text(path:Path, text:str):
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_text(text, encoding="utf-8"); os.replace(part, path)
+
+def short(value):
+    "The same with every float of JSON-like data to six significant digits: more of them say nothing, and fill repositories."
+    if isinstance(value, float): return float(f"{value:.6g}")
+    if isinstance(value, dict): return {k: short(v) for k, v in value.items()}
+    return [short(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 def figure(ax) -> str:
     "A matplotlib figure as an HTML image with the picture inside."

@@ -20,7 +20,7 @@ from speechllm_course.processor import load_model, speech_collate
 from speechllm_course.rl import Policy, Prompts, RLConfig
 from speechllm_course.train import train
 from speechllm_course.voices import can_synthesise
-from speechllm_course.world import PROMPTS
+from speechllm_course.world import PROMPTS, text_to_slots
 
 MOVES = ["connector", "language_model", "lm_head"]
 RL = {  # row → its settings
@@ -39,6 +39,7 @@ class Plan:
     start_rate: float = 5e-4
     clips: int = 1500             # synthesised, training voices: the same for every row
     wrong: float = 0.             # share of these whose label is another clip's, for every row alike
+    shuffle: bool = False         # the fields of every label in an order of its own, likewise
     seconds: float = 480.         # of one core, for every run behind the start
     rates: dict = field(default_factory=lambda: {CONTROL: (1e-6, 3e-6, 1e-5, 3e-5), "mwer": (3e-5, 1e-4, 3e-4), "grpo": (3e-4,)})     # searched on valid, with the first seed; grpo was tried at one rate only
     rewards: dict = field(default_factory=lambda: {"words": 1.})
@@ -54,7 +55,8 @@ class Plan:
 ORDERS = Plan("order", "colour", start_clips=0, start_steps=1000, start_rate=3e-4, clips=6000, seconds=170., rates={CONTROL: (3e-5, 1e-4, 3e-4), **{row: (3e-5, 1e-4) for row in ("grpo", "mwer and answers", "grpo and answers")}}, rewards={"exact": 1., "slots": .5}, kl=.01, text_share=.1, valid=400, tests=1000, clean=1000)
 LONGER = Plan(seconds=840., rates={CONTROL: (1e-6, 3e-6), "mwer": (3e-5, 5e-5)}, tests=12000)      # the same again, for longer and on four times as many test clips
 LABELS = Plan("order", "colour", seed=910, start_clips=0, start_steps=1000, start_rate=3e-4, clips=6000, wrong=.3, seconds=200., rates={CONTROL: (3e-6, 1e-5, 3e-5, 1e-4), "rloo": (3e-5, 1e-4), "mwer": (3e-5, 1e-4)}, rewards={"exact": 1.}, text_share=.1, valid=400, tests=2000, clean=1000)      # labels that cannot be trusted
-PLANS = {"transcripts": Plan(), "orders": ORDERS, "longer": LONGER, "labels": LABELS}
+FIELDS = replace(LABELS, wrong=0., shuffle=True, seconds=300., rates={CONTROL: (3e-6, 1e-5, 3e-5, 1e-4), "rloo": (3e-5, 1e-4), "mwer": (3e-5, 1e-4)}, text_share=0., tests=4000)      # labels that say the same in many ways
+PLANS = {"transcripts": Plan(), "orders": ORDERS, "longer": LONGER, "labels": LABELS, "fields": FIELDS}
 
 def quickly(plan):
     "The same plan with few clips and two steps."
@@ -100,18 +102,27 @@ def errors_of(model, clips, task):
 
 def settings_of(steps, rate, seed): return TrainConfig(steps=steps, learning_rate=rate, warmup=min(20, steps // 2), final=.1, log_every=max(1, steps // 20), seed=seed, device="cpu", trainable=MOVES)
 
-class Spoilt:
-    "The same clips, a share of them with the text and the answer of another one."
-    def __init__(self, store, share, seed):
-        self.store, self.rows = store, [dict(row) for row in store.rows]
-        chosen = random.Random(f"wrong-{seed}").sample(range(len(store)), int(share * len(store)))
-        for i, j in zip(chosen, chosen[1:] + chosen[:1]): self.rows[i] |= {key: store.rows[j][key] for key in ("text", "answer", "slots")}
+class Relabelled:
+    "The same clips with other labels."
+    def __init__(self, store, rows): self.store, self.rows = store, rows
     def __len__(self): return len(self.store)
     def __getitem__(self, i): return self.store[i]
 
+def spoilt(rows, share, seed):
+    "A share of the labels exchanged: the text and the answer of another clip."
+    chosen = random.Random(f"wrong-{seed}").sample(range(len(rows)), int(share * len(rows)))
+    others = {i: {key: rows[j][key] for key in ("text", "answer", "slots")} for i, j in zip(chosen, chosen[1:] + chosen[:1])}
+    return [row | others.get(i, {}) for i, row in enumerate(rows)]
+
+def shuffled(rows, seed):
+    "The fields of every label in an order of its own, as if everyone who labels had a habit of their own; no reward sees a difference."
+    rng, slots = random.Random(f"order-{seed}"), [text_to_slots(row["answer"]) for row in rows]
+    return [row | dict(answer=" ".join(f"{k}={s[k]}" for k in rng.sample(sorted(s), len(s)))) for row, s in zip(rows, slots)]
+
 def exchanges(model, store, plan, seed):
     "Batches, the same for every row."
-    if plan.wrong: store = Spoilt(store, plan.wrong, plan.seed)
+    if plan.wrong: store = Relabelled(store, spoilt(store.rows, plan.wrong, plan.seed))
+    if plan.shuffle: store = Relabelled(store, shuffled(store.rows, plan.seed))
     ask = (lambda row, rng: (PROMPTS["asr"][0], row["text"])) if plan.task == "asr" else None
     return Batches([4 * r["frames"] for r in store.rows], speech_collate(store, model.processor, 0., plan.text_share, cached=True, ask=ask), plan.budget, seed)
 
