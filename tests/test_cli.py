@@ -12,6 +12,14 @@ COMMANDS = ["doctor", "tour", "build", "train", "transcribe", "ask", "eval", "no
 def clip(tmp_path):
     return save_audio(tmp_path / "clip.wav", load_audio(load_world("test_voices")[0]["audio"]))
 
+@pytest.mark.parametrize("name, row", [("fusion", "linear"), ("claim", "soft"), ("pretrain", "random"), ("sft", "lora, answers"), ("towards", None), ("whole", None), ("rl", "mwer")])
+def test_a_study_is_shared_by_rows_and_seeds(name, row, command, monkeypatch):
+    asked = {}
+    def run(out, quick="", *more, **options): asked["given"] = [*more, *options.values()]
+    monkeypatch.setattr(f"speechllm_course.commands.{name}_study.run", run)
+    code, _, err = command("bench", name, *(["--row", row] if row else []), "--seed", 1, "--seed", 2)
+    assert code == 0 and [1, 2] in asked["given"] and (not row or [row] in asked["given"]), err
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_has_an_example(command, name):
     code, out, _ = command(*name.split(), "--help")

@@ -184,7 +184,7 @@ def orders_table(folder:Path) -> str:
 def rl_table(folder:Path) -> str:
     "The README's tables of reinforcement learning against more fine-tuning, one for every plan."
     from speechllm_course.commands.rl_study import PLANS
-    return "\n\n".join(_rl_plan(folder / name, plan) for plan, name in zip(PLANS, ("rl.json", "rl-orders.json", "rl-longer.json", "rl-labels.json")))
+    return "\n\n".join(_rl_plan(folder / ("rl.json" if plan == "transcripts" else f"rl-{plan}.json"), plan) for plan in PLANS)
 
 def _rl_plan(path, plan):
     from speechllm_course.commands.rl_study import CONTROL, difference, pairs, rate_of, show
@@ -192,10 +192,10 @@ def _rl_plan(path, plan):
     if not saved or not saved["rows"] or not pairs(saved)[0]: return f"Not measured yet; `speechllm bench rl --plan {plan} --out data/results/{path.name}` does it."
     terms, n, chosen = saved["settings"]["plan"], saved["rows"][0]["n"], saved["chosen"]
     what, noise = ("orders that are not exact", "noise of a random colour") if terms["task"] == "order" else ("word errors of transcripts", "the babble of four other voices")
-    wrong = f", {100 * terms['wrong']:.0f} % of the labels wrong" if terms.get("wrong") else ""
+    labels = f", {100 * terms['wrong']:.0f} % of the labels wrong" if terms.get("wrong") else ", the fields of every label in an order of its own" if terms.get("shuffle") else ""
     clips = f"fine-tuned on {terms['start_clips']:,} clips in such noise" if terms["start_clips"] else "fine-tuned on the same clips"
     seeds = len(pairs(saved)[0])
-    lines = [f"**{what[0].upper() + what[1:]}{', for longer' if plan == 'longer' else ''}{wrong}**, in {noise} at {terms['snr']:g} dB, n = {n:,} clips of unseen voices; {terms['clips']:,} clips to learn from. Measured on {saved['hardware']}; {seeds} seed{'s' * (seeds > 1)}; {'± is a 95 % interval over seeds, ' if seeds > 2 else ''}brackets are one over clips.{of_an_earlier_tiny(saved)}", "",
+    lines = [f"**{what[0].upper() + what[1:]}{', for longer' if plan == 'longer' else ''}{labels}**, in {noise} at {terms['snr']:g} dB, n = {n:,} clips of unseen voices; {terms['clips']:,} clips to learn from. Measured on {saved['hardware']}; {seeds} seed{'s' * (seeds > 1)}; {'± is a 95 % interval over seeds, ' if seeds > 2 else ''}brackets are one over clips.{of_an_earlier_tiny(saved)}", "",
              "| model | in noise % | as spoken % | CPU seconds |", "|---|---|---|---|"]
     lines += [f"| {name} | {show(saved, saved['before'][row]['noise']).replace(' %', '')} | {show(saved, saved['before'][row]['clean'], 'clean').replace(' %', '')} | |" for row, name in (("tiny", "`tiny`, before any of it"), ("start", f"the start: {clips}"))]
     for row, runs in zip((CONTROL, chosen), pairs(saved)):

@@ -342,7 +342,7 @@ def closing(names, mine):
     if ran: lines.append(f"words alone: {min(r['steps'] for r in ran)} to {max(r['steps'] for r in ran)} steps, {min(r['training_seconds'] for r in ran):.0f} to {max(r['training_seconds'] for r in ran):.0f} s of training; {hardware_of(dict(alone, rows=ran))}")
     return "\n".join(lines)
 
-COMMANDS = {"fusion-transcripts": "fusion --transcripts", "fusion-loudness": "fusion --loudness", "rl-orders": "rl --plan orders", "rl-longer": "rl --plan longer", "rl-labels": "rl --plan labels"}      # of results that are not called as their command is
+COMMANDS = {"fusion-transcripts": "fusion --transcripts", "fusion-loudness": "fusion --loudness", "rl-orders": "rl --plan orders", "rl-longer": "rl --plan longer", "rl-labels": "rl --plan labels", "rl-fields": "rl --plan fields"}      # of results that are not called as their command is
 
 def load_study(name="fusion"):
     "A committed result by name. Raises `FileNotFoundError` with the command that makes it."

@@ -55,7 +55,7 @@ class Plan:
 ORDERS = Plan("order", "colour", start_clips=0, start_steps=1000, start_rate=3e-4, clips=6000, seconds=170., rates={CONTROL: (3e-5, 1e-4, 3e-4), **{row: (3e-5, 1e-4) for row in ("grpo", "mwer and answers", "grpo and answers")}}, rewards={"exact": 1., "slots": .5}, kl=.01, text_share=.1, valid=400, tests=1000, clean=1000)
 LONGER = Plan(seconds=840., rates={CONTROL: (1e-6, 3e-6), "mwer": (3e-5, 5e-5)}, tests=12000)      # the same again, for longer and on four times as many test clips
 LABELS = Plan("order", "colour", seed=910, start_clips=0, start_steps=1000, start_rate=3e-4, clips=6000, wrong=.3, seconds=200., rates={CONTROL: (3e-6, 1e-5, 3e-5, 1e-4), "rloo": (3e-5, 1e-4), "mwer": (3e-5, 1e-4)}, rewards={"exact": 1.}, text_share=.1, valid=400, tests=2000, clean=1000)      # labels that cannot be trusted
-FIELDS = replace(LABELS, wrong=0., shuffle=True, seconds=300., rates={CONTROL: (3e-6, 1e-5, 3e-5, 1e-4), "rloo": (3e-5, 1e-4), "mwer": (3e-5, 1e-4)}, text_share=0., tests=4000)      # labels that say the same in many ways
+FIELDS = replace(LABELS, wrong=0., shuffle=True, seconds=300., rates={CONTROL: (3e-6, 1e-5, 3e-5, 1e-4, 3e-4), "rloo": (3e-5, 1e-4, 3e-4), "mwer": (3e-5, 1e-4)}, text_share=0., tests=4000)      # labels that say the same in many ways
 PLANS = {"transcripts": Plan(), "orders": ORDERS, "longer": LONGER, "labels": LABELS, "fields": FIELDS}
 
 def quickly(plan):
