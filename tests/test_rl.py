@@ -164,7 +164,7 @@ def test_babble_has_the_ratio_it_was_asked_for():
     assert not torch.equal(babble(voices[0], voices, 5., random.Random(2)), babble(voices[0], voices, 5., random.Random(3)))
 
 def test_labels_are_changed_as_the_plans_say():
-    from speechllm_course.commands.rl_study import shuffled, spoilt
+    from speechllm_course.commands.rl_study import packed, shuffled, spoilt, unpacked
     from speechllm_course.rewards import exact_match
     from speechllm_course.world import sentences, text_to_slots
     rows = [dict(id=str(i), text=u.text, answer=u.answer, slots=u.answer) for i, u in enumerate(sentences(400, 3, task="order"))]
@@ -172,6 +172,7 @@ def test_labels_are_changed_as_the_plans_say():
     assert all(exact_match(b["answer"], a["answer"]) == 1 and text_to_slots(b["answer"]) == text_to_slots(a["answer"]) for a, b in zip(rows, mixed)), "no reward sees a difference"
     several = [(a, b) for a, b in zip(rows, mixed) if len(text_to_slots(a["answer"])) > 2]
     assert sum(a["answer"] != b["answer"] for a, b in several) > .7 * len(several) and shuffled(rows, 1) == mixed != shuffled(rows, 2)
+    assert unpacked(packed([0, 3, 99, 1] * 50)) == [0, 3, 61, 1] * 50
     wrong = [a["answer"] != b["answer"] for a, b in zip(rows, spoilt(rows, .3, 1))]
     assert .25 < sum(wrong) / len(rows) <= .3 and sorted(r["answer"] for r in rows) == sorted(r["answer"] for r in spoilt(rows, .3, 1))
 
@@ -180,7 +181,7 @@ def test_labels_are_changed_as_the_plans_say():
 def test_the_study_is_shared_and_goes_on(tmp_path, monkeypatch, plan):
     "Two processes take a side each; whoever comes last finds the rest done."
     from speechllm_course.commands import rl_study
-    from speechllm_course.commands.rl_study import CONTROL, PLANS, quickly, table
+    from speechllm_course.commands.rl_study import CONTROL, PLANS, quickly, table, unpacked
     small = quickly(PLANS[plan])
     monkeypatch.setattr(rl_study, "PLANS", {plan: small}); monkeypatch.setattr(rl_study, "can_synthesise", lambda: False)
     out, others = tmp_path / "rl.json", [row for row in small.rates if row != CONTROL]
@@ -189,7 +190,7 @@ def test_the_study_is_shared_and_goes_on(tmp_path, monkeypatch, plan):
     rl_study.run(out, plan=plan, only=others)
     saved = rl_study.run(out, plan=plan)
     assert {r["row"] for r in saved["rows"]} == {CONTROL, saved["chosen"]} and saved["chosen"] in others
-    assert all(len(r["noise"]) == len(saved["words"]["noise"]) == r["n"] for r in saved["rows"]) and "against" in table(saved)
+    assert all(len(unpacked(r["noise"])) == len(unpacked(saved["words"]["noise"])) == r["n"] for r in saved["rows"]) and "against" in table(saved)
     before = out.read_text(); monkeypatch.setattr(rl_study, "train", None)                # nothing is left to train
     assert rl_study.run(out, plan=plan) == saved and out.read_text() == before
 

@@ -1,5 +1,5 @@
 "bench rl: speech in noise. Reinforcement learning against more fine-tuning: the same start, clips, noise and CPU seconds, and as careful a search for the learning rate."
-import copy, json, os, random, shutil, string, time
+import base64, copy, json, os, random, shutil, string, time, zlib
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -198,10 +198,10 @@ def run(out=None, quick=False, plan="transcripts", only=None, seeds=None):
 DIGITS = string.digits + string.ascii_letters
 
 def packed(counts):
-    "Counts of many clips in little space: a digit to base 62 for each (more than 61 are written as 61)."
-    return "".join(DIGITS[min(c, 61)] for c in counts)
+    "Counts of many clips in little space: a digit to base 62 for each (more than 61 are written as 61), compressed."
+    return base64.b85encode(zlib.compress("".join(DIGITS[min(c, 61)] for c in counts).encode(), 9)).decode()
 
-def unpacked(digits): return [DIGITS.index(c) for c in digits]
+def unpacked(text): return [DIGITS.index(c) for c in zlib.decompress(base64.b85decode(text)).decode()]
 
 def rate_of(saved, errors, kind="noise"): return sum(unpacked(errors)) / sum(unpacked(saved["words"][kind]))
 
