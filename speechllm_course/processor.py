@@ -270,6 +270,7 @@ def _added(changed, weights, folder):
         added[name] = up @ down
     return added
 
+# %% ../nbs/06c_processor.ipynb #processor-019-b
 def load_difference(
     folder:Path, # that `save_difference` wrote
 ) -> SpeechLLM: # with its processor
