@@ -83,9 +83,12 @@ class Contrast(nn.Module):
         width:int=64, # numbers that are compared
         negatives:int=50, # distractors
         diversity:float=.1, # weight of the diversity loss
-        quiet:float=10.): # weight of the front end's mean square, which keeps it from growing
+        quiet:float=10., # weight of the front end's mean square, which keeps it from growing
+        cooling:float=.999): # see `GumbelQuantiser`; nearer to 1 for longer trainings
         super().__init__()
-        self.norm, self.quantise = nn.LayerNorm(config.hidden_size), GumbelQuantiser(config.hidden_size, codes, 2, width)
+        if negatives < 1: raise ValueError(f"negatives: {negatives} leaves nothing to tell a frame from; take at least 1")
+        if not 0 < cooling <= 1: raise ValueError(f"cooling: {cooling} is a factor above 0 and at most 1")
+        self.norm, self.quantise = nn.LayerNorm(config.hidden_size), GumbelQuantiser(config.hidden_size, codes, 2, width, cooling=cooling)
         self.answer, self.guess = nn.Linear(width, width), nn.Linear(config.hidden_size, width)
         self.negatives, self.diversity, self.quiet = negatives, diversity, quiet
 

@@ -263,5 +263,6 @@ def report(
     if e := figures.get("emergence"):
         flat, begins = (f", deaf from step {e['plateau'][0]} to {e['plateau'][1]}" if e["plateau"] else ""), f"from step {e['begins']} on" if e["begins"] else "not yet"
         lines.insert(1, ("emergence", e["stage"] != "listening", f"listens {begins}{flat}; a stranger's audio costs {e['gap']:.2f} in the last row of the training", e["n"]))
-    if g: lines.append(("alignment", g["after"]["ci95"][0] <= g["chance"], f"own transcript found {p(g['after'])}, chance {100 * g['chance']:.1f} %" + (f", before {p(g['before'])}" if "before" in g else ""), g["n"]))
-    return "\n".join(f"{'' if bad is None else 'look' if bad else 'ok':5}{name:13} {text}, n = {n}" for name, bad, text, n in lines)
+    else: lines.insert(1, ("emergence", None, "its training was not watched", 0))
+    lines.append(("alignment", None, "not compared: no span with positions of its own, or a single clip", 0) if not g else ("alignment", g["after"]["ci95"][0] <= g["chance"], f"own transcript found {p(g['after'])}, chance {100 * g['chance']:.1f} %" + (f", before {p(g['before'])}" if "before" in g else ""), g["n"]))
+    return "\n".join(f"{'' if bad is None else 'look' if bad else 'ok':5}{name:13} {text}{f', n = {n}' if n else ''}" for name, bad, text, n in lines)

@@ -96,14 +96,15 @@ def masked_collate(
     width:int=4, # see `span_mask`
     ids=None, # clip → (T / 4,) ids of its frames, for objectives that need them
 ): # a function (indices, generator) → batch, for `Batches`
-    "Batches of clips with holes: features, their mask, and labels that are -100 where nothing is hidden."
+    "Batches of clips with holes: features, their mask, and labels that are -100 where nothing is hidden. Raises `ValueError` for a clip with more or fewer ids than frames."
     def collate(indices, generator):
         padded = pad_features([normalise_log_mel(with_edges(store[i])) for i in indices])
         lengths = quarter(padded["attention_mask"].sum(1))
         masked = span_mask(lengths, p, width, generator)
         labels = torch.zeros(masked.shape, dtype=torch.long)
-        for row, i in zip(labels, indices):
-            if ids is not None: row[:len(ids(i))] = ids(i)
+        for row, i, frames in zip(labels, indices, lengths.tolist()) if ids else ():
+            if len(ids(i)) != frames: raise ValueError(f"clip {i}: {len(ids(i))} ids for {frames} frames; make them from the clip as it is heard, with its quiet edges (with_edges)")
+            row[:frames] = ids(i)
         return dict(input_features=padded["input_features"], input_features_mask=padded["attention_mask"], labels=labels.masked_fill(~masked, -100))
     return collate
 

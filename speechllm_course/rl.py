@@ -68,10 +68,11 @@ def check_rl(config:RLConfig):
     if config.updates > 1 and config.algorithm not in ("ppo", "grpo"): raise ConfigError(f"rl.updates: {config.updates} for {config.algorithm}, which has no ratio that would allow for old replies; set updates: 1, or algorithm: ppo")
     for name in ("kl", "supervised", "entropy_floor", "clip_low", "clip_high"):
         if getattr(config, name) < 0: raise ConfigError(f"rl.{name}: {getattr(config, name)} is below 0; set it to 0 or more")
+    if config.kl_ceiling <= 0: raise ConfigError(f"rl.kl_ceiling: {config.kl_ceiling} would end every run; set it above 0, such as 1")
     if config.beta <= 0: raise ConfigError(f"rl.beta: {config.beta}; without a price for leaving the start the loss of dpo is constant; set it above 0, such as 0.1")
     if config.temperature <= 0: raise ConfigError(f"rl.temperature: {config.temperature}; greedy replies are all alike, so nothing can be compared; set it above 0")
     by_advantage = config.algorithm not in ("mwer", "dpo")
-    for names, read in (("beta", config.algorithm == "dpo"), ("clip_low clip_high", config.updates > 1), ("loss_type zero_variance", by_advantage), ("scale", config.algorithm == "grpo"), ("correct_kl", by_advantage and config.kl), ("kl_ceiling", config.algorithm == "dpo" or config.kl)):
+    for names, read in (("beta", config.algorithm == "dpo"), ("clip_low clip_high", config.updates > 1), ("loss_type", by_advantage), ("zero_variance", by_advantage and config.algorithm != "reinforce"), ("scale", config.algorithm == "grpo"), ("correct_kl", by_advantage and config.kl), ("kl_ceiling", config.algorithm == "dpo" or config.kl)):
         for name in names.split():
             if not read and getattr(config, name) != getattr(RLConfig, name): raise ConfigError(f"rl.{name}: never read by {config.algorithm} with updates: {config.updates} and kl: {config.kl}; drop it")
     Reward(config.rewards)
@@ -125,6 +126,7 @@ class PolicyFigures(torch.nn.Module):
         trainable:list): # regular expressions: what moves, as in `TrainConfig`
         super().__init__()
         check_rl(config)
+        if config.updates > 1 and any("lora_dropout" in name and getattr(part, "p", 0) for name, part in model.named_modules()): raise ConfigError("rl.updates: more than 1 compares with replies that were drawn without dropout; set lora.dropout: 0, or updates: 1")
         self.model, self.config, self.reward = model, config, Reward(config.rewards)
         freeze(self, trainable)
         self._start = [copy.deepcopy(model).eval()] if config.kl or config.algorithm == "dpo" else []     # in a list: its weights are none of this module's
@@ -208,6 +210,7 @@ class Policy(PolicyLosses):
         c, tokenizer, batch = self.config, self.model.processor.tokenizer, dict(batch, labels=labels)
         torch.manual_seed(block)
         rollouts = self.sample(batch, block, update)
+        torch.manual_seed((block + 1) * 1_000_003 + update)     # dropout behind it is the same, whether these replies were drawn now or kept
         texts, right = rollouts.texts(tokenizer), [r for r in right_replies(tokenizer, labels) for _ in range(c.group)]
         total, parts = self.reward(texts, right)
         rewards = total.to(labels.device).view(-1, c.group)                                    # (B, G)

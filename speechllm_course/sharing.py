@@ -36,12 +36,11 @@ def identity(
 
 # %% ../nbs/14f_sharing.ipynb #sharing-021-a
 CARD = """---
-base_model: {base}
-license: {licence}
+{of}license: {licence}
 library_name: peft
 tags: [speech, lora, speechllm]
 ---
-# {folder}: an adapter for {base}
+# {folder}: an adapter for {named}
 
 {about}
 
@@ -55,8 +54,10 @@ tags: [speech, lora, speechllm]
 
 ```python
 from speechllm_course.sharing import load_with_adapter
-model = load_with_adapter("{folder}")
+model = load_with_adapter("{folder}")     # this folder, downloaded
 ```
+
+PEFT alone reads the adapter, but not what was trained besides, and does not compare the fingerprint.
 """
 
 def _write(path, write):
@@ -85,7 +86,8 @@ def save_adapter(
     if brought: _write(folder / "also.safetensors", lambda p: save_file(brought, p))
     else: (folder / "also.safetensors").unlink(missing_ok=True)
     _write(folder / "base.json", lambda p: p.write_text(json.dumps(dict(base=str(base), identity=base_identity, also=list(also)), indent=1)))
-    card = CARD.format(base=base, licence=licence, about=about, rank=config.r, alpha=config.lora_alpha, layers=len(tensors) // 2, targets=str(config.target_modules).replace("|", r"\|"), parameters=sum(t.numel() for t in tensors.values()), also=", ".join(also) or "nothing", identity=base_identity, folder=folder.name)
+    local = Path(base).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(base))                    # a folder's path means nothing on other machines, and the hub refuses it
+    card = CARD.format(of="" if local else f"base_model: {base}\n", named=Path(base).name if local else base, licence=licence, about=about, rank=config.r, alpha=config.lora_alpha, layers=len(tensors) // 2, targets=str(config.target_modules).replace("|", r"\|"), parameters=sum(t.numel() for t in tensors.values()), also=", ".join(also) or "nothing", identity=base_identity, folder=folder.name)
     _write(folder / "README.md", lambda p: p.write_text(card))
     return folder
 

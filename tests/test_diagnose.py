@@ -125,7 +125,8 @@ def test_the_report_points_at_what_is_wrong_and_is_plain_data(model, deaf, clips
     fine, broken = (diagnose(m, *(x[:12] for x in clips), lm=load_lm("lm")[0], only=("asr", "answer", "digit"), questions=sentences(20, "test", task="qa"), learn=m.processor.batch if m is model else None, history=[dict(step=k, gap=g) for k, g in enumerate((0., .02, .5))] if m is model else ()) for m in (model, deaf))
     assert json.loads(json.dumps(fine)) == fine
     first = {line.split()[1]: line.split()[0] for line in report(broken).splitlines()}
-    assert first["listening"] == "look" and first["text"] == "ok" and len(first) == 7 and "not compared" in report(broken)
+    assert first["listening"] == "look" and first["text"] == "ok" and len(first) == 8 and "not compared with a training batch" in report(broken) and "training was not watched" in report(broken)
+    assert "no span" in report(broken | dict(alignment=None))
     assert "listens from step 2 on, deaf from step 0 to 1; a stranger's audio costs 0.50" in report(fine)
     assert report(broken | dict(emergence=dict(stage="plateau", plateau=[10, 20], begins=None, n=2, gap=.01))).splitlines()[1].startswith("look emergence     listens not yet, deaf from step 10 to 20")
     assert all(line.startswith("ok") for line in report(fine).splitlines() if "worst prompt" not in line)
@@ -149,5 +150,8 @@ def test_eval_examines_and_refuses_what_it_cannot(capsys, monkeypatch):
     for expected, wrong, words in ((2, ("--before", "tiny"), "add --diagnose"), (1, ("--diagnose", "--before", "tiny-units"), "hears in units"), (1, ("--diagnose", "--before", "nowhere"), "nowhere")):
         code, _, err = call(*wrong)
         assert code == expected and words in err and err.count("\n") == 1, err
+    code, out, _ = call("--diagnose", "--model", "tiny-orders", "--json")                  # an adapter: compared with what its base was built of
+    figures = json.loads(out)["diagnosis"]
+    assert code == 0 and "kept" in figures["text"] and "before" in figures["alignment"]
     code, _, err = call("--diagnose", "--part", "encoder")
     assert code == 2 and "drop --part" in err and err.count("\n") == 1

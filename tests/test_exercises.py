@@ -217,6 +217,15 @@ def delayed(codes, steps, fill):
 def delay_first_row(codes, empty): return delayed(codes, lambda q, Q: Q - 1 - q, empty)
 def delay_zeros(codes, empty): return delayed(codes, lambda q, Q: q, 0)
 def delay_one_step(codes, empty): return delayed(codes, lambda q, Q: min(q, 1), empty)
+def grown(table, K, generator, start=None, spread=None): return (table.mean(0) if start is None else start) + (table.std(0) if spread is None else spread) * torch.randn(K, table.shape[1], generator=generator)
+def grow_new_alone(table, K, generator): return grown(table, K, generator)
+def grow_in_front(table, K, generator): return torch.cat([grown(table, K, generator), table])
+def grow_alike(table, K, generator): return torch.cat([table, table.mean(0).expand(K, -1)])
+def grow_around_zero(table, K, generator): return torch.cat([table, grown(table, K, generator, start=0.)])
+def grow_one_spread(table, K, generator): return torch.cat([table, grown(table, K, generator, spread=table.std())])
+def grow_variance(table, K, generator): return torch.cat([table, grown(table, K, generator, spread=table.var(0))])
+def grow_by_chance(table, K, generator): return torch.cat([table, grown(table, K, None)])
+def grow_centred(table, K, generator): new = grown(table, K, generator); return torch.cat([table - table.mean(0), new])
 def hide_rolled(starts, width): return torch.stack([starts.roll(k, 1) for k in range(width)]).any(0)
 def hide_one_more(starts, width):
     at = torch.arange(starts.shape[1]); return at - torch.where(starts, at, -99).cummax(1).values <= width
@@ -325,6 +334,8 @@ BUGS = [  # (lesson, exercise, bug, part of its message)
     ("11", "lloyd_step", lloyd_dot_product, "squared length"), ("11", "lloyd_step", lloyd_farthest, "smallest distance"), ("11", "lloyd_step", lloyd_in_place, "build new ones"),
     ("11", "spans", spans_without_last, "the last run ends with the clip"), ("11", "spans", spans_inclusive, "plus one"), ("11", "spans", spans_of_units, "comes back"), ("11", "spans", spans_unit_zero_is_nothing, "a unit like any other"), ("11", "spans", spans_of_tensors, "plain integers"),
     ("11", "delay", delay_rolled, "came round at the front"), ("11", "delay", delay_first_row, "the second was not"), ("11", "delay", delay_zeros, "hold 9"), ("11", "delay", delay_one_step, "by two steps"),
+    ("11", "grow", grow_new_alone, "only the new rows"), ("11", "grow", grow_in_front, "stand in front"), ("11", "grow", grow_alike, "are alike"), ("11", "grow", grow_around_zero, "around zero"), ("11", "grow", grow_one_spread, "scatters alike"),
+    ("11", "grow", grow_variance, "it should be once"), ("11", "grow", grow_by_chance, "handed in"), ("11", "grow", grow_centred, "to the last bit"),
     ("08", "weighted_sum", sum_raw, "gave 0"), ("08", "weighted_sum", sum_not_mean, "add up to 1"), ("08", "weighted_sum", sum_divided, "do not divide"), ("08", "weighted_sum", sum_reversed, "its own place"), ("08", "weighted_sum", sum_detached, "never be learned"),
     ("08", "attention_shares", shares_over_batch, "over the clips of the batch"), ("08", "attention_shares", shares_no_mask, "the padded frame has a share"), ("08", "attention_shares", shares_mask_after, "mask the scores"),
     ("08", "attention_shares", shares_unscaled, "root of the key's width"), ("08", "attention_shares", shares_infinite, "instead of minus infinity"), ("08", "attention_shares", shares_of_nothing, "multiply by the mask"),

@@ -202,6 +202,14 @@ def test_a_model_finds_its_parts_from_another_folder(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir(); monkeypatch.chdir(tmp_path / "elsewhere")
     load_model(tmp_path / "out")
 
+def test_whisper_is_examined_too(folder, tmp_path):
+    from speechllm_course.commands.evaluation import run
+    from speechllm_course.diagnose import report
+    ears = whisper(tmp_path / "ears")
+    run_stage(config(tmp_path, folder, dict(watch="world:valid"), start=None, encoder=ears, thaw="connector"), device="cpu", quiet=True)
+    figures = run("world:test_voices", None, "asr", "all", "audio", tmp_path / "out", True, 0, 3, True, False, "cpu", print, 3, 4)["diagnosis"]
+    assert figures["prompts"]["equal"] == figures["prompts"]["n"] > 0 and "kept" in figures["text"] and "before" in figures["alignment"] and "emergence" in figures and report(figures).count("\n") == 7
+
 def test_whisper_says_when_it_leaves_something_out(tmp_path):
     net = new_model(encoder=whisper(tmp_path / "ears"))
     with pytest.warns(CutClip, match="1 of 2 clips are longer than 30 s"): net.processor.features([torch.randn(31 * 16_000), torch.randn(16_000)])

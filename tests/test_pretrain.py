@@ -11,10 +11,10 @@ from speechllm_course.cache import ArrayStore
 from speechllm_course.commands import stages
 from speechllm_course.commands.pretrain_stages import OBJECTIVES, copy_body, folder_store
 from speechllm_course.commands.stages import Stage, read_config, run_stage
-from speechllm_course.conformer import ConformerBody
+from speechllm_course.conformer import ConformerBody, quarter
 from speechllm_course.corpus import DataError, data_dir, decode_rows, load_world
-from speechllm_course.encoder import Conformer, ConformerConfig
-from speechllm_course.masking import Collapse, noise_holes, span_mask, symptoms
+from speechllm_course.encoder import Conformer, ConformerConfig, with_edges
+from speechllm_course.masking import Collapse, effective_rank, masked_collate, noise_holes, span_mask, spread, symptoms
 from speechllm_course.optimise import ConfigError
 
 BODY = dict(hidden_size=32, num_hidden_layers=2, intermediate_size=64, letter_layer=1)
@@ -138,7 +138,8 @@ def test_a_folder_of_recordings(recordings, tmp_path, capsys):
 @pytest.mark.parametrize("config, part", [
     (dict(objective="bert"), "'bert' is unknown; choose from bestrq"), (dict(model=dict(options=dict(cods=3))), "model.options.cods: unknown key; did you mean codes"), (dict(model=dict(body=dict(hiden_size=3))), "did you mean hidden_size"),
     (dict(data=dict(clips=0)), "no clip to learn from"), (dict(data=dict(clips=0, folders=["/no/such/folder"])), "/no/such/folder: no such folder"),
-    (dict(objective="hubert", model=dict(options=dict(clusters=10**6))), "K must be at least 1 and at most the number of frames"), (dict(data=dict(p=1.)), "p lies from 0 to below 1")])
+    (dict(objective="hubert", model=dict(options=dict(clusters=10**6))), "K must be at least 1 and at most the number of frames"), (dict(data=dict(p=1.)), "p lies from 0 to below 1"),
+    (dict(objective="wav2vec2", model=dict(options=dict(negatives=0))), "negatives: 0"), (dict(objective="wav2vec2", model=dict(options=dict(cooling=1.5))), "cooling: 1.5"), (dict(data=dict(augment=True)), "data.augment: stage pretrain never reads it"), (dict(data=dict(watch="world:valid")), "data.watch")])
 def test_what_cannot_work_says_so(config, part, tmp_path):
     with pytest.raises((ConfigError, DataError, ValueError), match=part) as e: run_stage(stage(tmp_path, **config), device="cpu", quiet=True)
     assert "\n" not in str(e.value)
@@ -174,8 +175,24 @@ MEMORY = textwrap.dedent("""
 """)
 
 def test_no_pretraining_of_the_study_collapsed():
-    monitors = [r["monitor"] for r in json.loads((data_dir() / "results" / "pretrain.json").read_text())["rows"] if r.get("monitor")]
+    monitors = [m for r in json.loads((data_dir() / "results" / "pretrain.json").read_text())["rows"] for m in (r["monitor"], r["monitor"].get("first", {})) if "spread" in m]
     assert len(monitors) > 3 and not any(map(symptoms, monitors))
+
+@pytest.mark.parametrize("key, value, says", [("spread", .05, "nearly all alike"), ("rank", 2.5, "2.5 directions only"), ("perplexity", 1.2, "perplexity 1.2"), ("floor", .95, "95%")])
+def test_every_instrument_raises_the_alarm_alone(key, value, says):
+    well = dict(spread=.8, rank=40., perplexity=30., floor=.2)
+    assert not symptoms(well) and len(found := symptoms(well | {key: value})) == 1 and says in found[0]
+
+def test_frames_in_two_directions_have_rank_two_and_alike_ones_no_spread():
+    frames = torch.randn(500, 2) @ torch.randn(2, 64)
+    assert 1.5 < effective_rank(frames) <= 2.01 and spread(frames) > .9 and spread(torch.randn(500, 64) * .01 + torch.randn(64)) < .1
+
+def test_ids_that_do_not_fit_their_clip_are_refused():
+    energies = [torch.randn(n, 80) for n in (100, 61)]
+    right = [torch.arange(int(quarter(len(with_edges(e))))) for e in energies]
+    assert masked_collate(energies, ids=right.__getitem__)(range(2), torch.Generator())["labels"].max() < len(right[0])
+    for wrong in (right[1][:-1], torch.cat([right[1], right[1][:2]])):
+        with pytest.raises(ValueError, match="clip 1: .* ids for"): masked_collate(energies, ids=[right[0], wrong].__getitem__)(range(2), torch.Generator())
 
 @pytest.mark.slow
 @pytest.mark.parametrize("study", ["pretrain", "towards", "whole"])

@@ -1,5 +1,5 @@
 "The full proof before a release: fresh environments, both Python versions, both ends of the transformers range, from the wheel alone."
-import os, shutil, subprocess, sys, time
+import json, os, shutil, subprocess, sys, time
 
 import pytest
 
@@ -33,6 +33,8 @@ def test_fresh_install_takes_the_tour(tmp_path, python, transformers):
     assert tour.returncode == 0, tour.stderr[-2000:]
     assert (tmp_path / "tour" / "report.html").exists()
     assert time.time() - began < 300, "the tour takes at most five minutes on two cores"
+    seconds = json.loads((tmp_path / "tour" / "results.json").read_text())["seconds"]
+    assert max(seconds[stage] for stage in ("Rewards", "Spoken answers")) < 20, seconds
     assert int(tour.stdout.split()[-1]) < 3 << 20, "and three gigabytes of memory"
     shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     tests = subprocess.run([tmp_path / "venv" / "bin" / "python", "-m", "pytest", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile", *(f"tests/{name}.py" for name in INSTALLED)], cwd=tmp_path, env=env | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)

@@ -8,7 +8,7 @@ from forked import script
 from speechllm_course.audio import log_mel_energy
 from speechllm_course.augment import add_noise
 from speechllm_course.corpus import decode_rows, load_world
-from speechllm_course.optimise import Batches, TrainConfig
+from speechllm_course.optimise import Batches, ConfigError, TrainConfig
 from speechllm_course.policy import Collapse
 from speechllm_course.processor import load_model, new_model, speech_collate
 from speechllm_course.rl import ALGORITHMS, Policy, Prompts, RLConfig
@@ -106,6 +106,22 @@ def test_a_dropped_group_does_not_dilute_the_others(store):
         losses[rule] = torch.cat([p.grad.flatten() for p in policy.moving()]).norm(); share = policy.figures()["zero_variance"]
     assert 0 < share < 1 and losses["drop"] == pytest.approx(float(losses["keep"]) / (1 - share), rel=1e-3)
 
+def test_the_price_of_a_step_does_not_depend_on_when_its_replies_were_drawn(store):
+    "After a kill the replies of a block are drawn again; whatever is random behind them, such as the augmentation of a layer, must be the same."
+    model = load_model("tiny"); model.model.language_model.layers[0].mlp.register_forward_hook(lambda part, x, out: torch.nn.functional.dropout(out, .2, part.training))
+    policy = Policy(model, RLConfig(algorithm="ppo", updates=2, group=3, kl=0., temperature=1.2, max_new_tokens=16), ["language_model"]).train()
+    batch = {k: v for k, v in batches_of(model, store)(0).items() if k != "names"}
+    policy(**batch, block=5, update=0)
+    kept = float(policy(**batch, block=5, update=1).loss.detach())
+    policy._drawn = (None, None)
+    assert float(policy(**batch, block=5, update=1).loss.detach()) == kept != float(policy(**batch, block=5, update=2).loss.detach())
+
+def test_old_replies_and_dropout_do_not_go_together():
+    from speechllm_course.lora import add_lora
+    model = load_model("tiny"); add_lora(model, dropout=.1)
+    Policy(model, RLConfig(), ["lora_"])
+    with pytest.raises(ConfigError, match="set lora.dropout: 0"): Policy(model, RLConfig(algorithm="ppo", updates=2), ["lora_"])
+
 RUN = textwrap.dedent("""
     import sys; sys.path.insert(0, {tests!r})
     from test_rl import Noisy, batches_of
@@ -139,7 +155,7 @@ def test_kill_and_resume_reach_the_same_bits(tmp_path):
     ("start: tiny\nrl: {algorithm: gpro}", "rl.algorithm: 'gpro' is unknown"), ("start: tiny\nrl: {group: 1}", "set group: 2 or more"), ("rl: {group: 4}", "start: reinforcement learning begins from a model"),
     ("start: tiny\nrl: {rewards: {word: 1.0}}", "did you mean words"), ("start: tiny\nrl: {temprature: 1.0}", "did you mean temperature"), ("start: tiny\nrl: {algorithm: ppo}", "set updates: 2"),
     ("start: tiny\ntrain: {accumulation: 2}", "train.accumulation"), ("start: tiny\ndistil: {weight: 0.5}", "distil"),
-    ("start: tiny\nrl: {clip_low: 0.1}", "rl.clip_low: never read by grpo"), ("start: tiny\nrl: {algorithm: mwer, loss_type: dapo}", "rl.loss_type: never read by mwer"), ("start: tiny\nrl: {beta: 0.3}", "rl.beta: never read by grpo"), ("start: tiny\nrl: {kl: 0.0, correct_kl: true}", "rl.correct_kl"), ("start: tiny\nrl: {kl: 0.0, kl_ceiling: 0.5}", "rl.kl_ceiling: never read")])
+    ("start: tiny\nrl: {kl_ceiling: 0}", "would end every run"), ("start: tiny\nrl: {algorithm: reinforce, zero_variance: drop}", "rl.zero_variance: never read by reinforce"), ("start: tiny\nrl: {clip_low: 0.1}", "rl.clip_low: never read by grpo"), ("start: tiny\nrl: {algorithm: mwer, loss_type: dapo}", "rl.loss_type: never read by mwer"), ("start: tiny\nrl: {beta: 0.3}", "rl.beta: never read by grpo"), ("start: tiny\nrl: {kl: 0.0, correct_kl: true}", "rl.correct_kl"), ("start: tiny\nrl: {kl: 0.0, kl_ceiling: 0.5}", "rl.kl_ceiling: never read")])
 def test_settings_that_cannot_work_are_refused_before_anything_is_trained(command, tmp_path, lines, says):
     path = tmp_path / "rl.yaml"; path.write_text(f"stage: rl\n{lines}\n")
     code, _, err = command("train", path, "--dry-run")

@@ -1,19 +1,26 @@
 "Supervised fine-tuning: instructions, adapters, the freeze ladder, a teacher that reads; from a config file, too."
-import json, random
+import html, json, random, re
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest, torch, yaml
 from safetensors.torch import load_file, save_file
 
+from speechllm_course.audio import log_mel_energy
+from speechllm_course.commands.pretrain_stages import Clips
+from speechllm_course.commands.sft_study import LOSSES, QUICK, ROWS, exchanges
+from speechllm_course.commands import stages
 from speechllm_course.commands.stages import read_config, run_stage
 from speechllm_course.corpus import data_dir, decode_rows, load_world
 from speechllm_course.distill import Distilled, adapters_off, distillation_loss, read_text
-from speechllm_course.instructions import INSTRUCTIONS, by_ear, frame, instruct, instruction_examples, kind_of, replies_to, wordings
+from speechllm_course.instructions import INSTRUCTIONS, by_ear, frame, instruct, instruction_examples, kind_of, replies_to, show_labels, wordings
 from speechllm_course.ladder import parts, thaw
 from speechllm_course.lora import ATTENTION, EVERY_LAYER, LoraLayer, adapters, add_lora, bake, lora_layers, merge, set_dial, take_off, unmerge, use_adapter
 from speechllm_course.optimise import ConfigError, TrainConfig, make_optimizer
 from speechllm_course.processor import load_model, new_model, save_difference
+from speechllm_course.sharing import load_with_adapter
+from speechllm_course.train import train
 from speechllm_course.world import PROMPTS
 
 @pytest.fixture(scope="module")
@@ -36,6 +43,12 @@ def logits(model, clips):
 def test_no_wording_is_on_both_sides_of_the_split_and_every_task_has_some_on_each():
     for task in INSTRUCTIONS: assert wordings(task) and wordings(task, True) and not set(wordings(task)) & set(wordings(task, True))
     assert wordings("asr")[:3] == PROMPTS["asr"][:3]
+
+def test_what_is_learned_is_what_has_a_colour(model):
+    tokenizer, (ids, labels) = model.processor.tokenizer, model.processor.rows([5], ["answer <b>"], ["blue and white"])[0]
+    shown = show_labels(tokenizer, ids, labels, model.config.audio_token_id)
+    coloured = [html.unescape(t) for t in re.findall(r"<span[^>]*background:#b7e4c7[^>]*>([^<]*)</span>", shown)]
+    assert len(coloured) == sum(label != -100 for label in labels) and "".join(coloured[:-1]).split() == ["blue", "and", "white"] and ">audio × 5<" in shown
 
 def test_politeness_keeps_the_wording():
     rng = random.Random(0)
@@ -180,11 +193,33 @@ def config(tmp_path, **changes):
     values = dict(stage="speechllm", start="tiny", out=str(tmp_path / "out"), data=dict(clips=8, views=1, budget=1500, instruct=True), train=dict(steps=2, warmup=1, log_every=1)) | changes
     path = tmp_path / "stage.yaml"; path.write_text(yaml.safe_dump(values)); return read_config(path)
 
-@pytest.mark.parametrize("more", [dict(thaw="connector"), dict(thaw="lora", lora=dict(rank=2, alpha=4), distil=dict(weight=.5, teacher="base")), dict(thaw="lora", distil=dict(weight=1., temperature=2., teacher="lm")), dict(thaw="encoder", data=dict(clips=4, budget=1500, instruct=True))], ids=lambda m: "-".join(m))
-def test_a_rung_trains_saves_and_answers(more, tmp_path, clips):
-    history = run_stage(config(tmp_path, **more), device="cpu", quiet=True)
+@pytest.mark.parametrize("more", [dict(thaw="connector"), dict(thaw="lora", lora=dict(rank=2, alpha=4), distil=dict(weight=.5, teacher="base")), dict(thaw="lora", distil=dict(weight=1., temperature=2., teacher="lm")),
+    dict(thaw="encoder", data=dict(clips=4, budget=1500, instruct=True)), dict(thaw="full", data=dict(clips=4, budget=1500, instruct=True))], ids=lambda m: "-".join(m))
+def test_what_a_rung_trained_is_what_is_saved(more, tmp_path, clips, monkeypatch, model):
+    trained = []
+    def train_and_ask(net, *args, **options):
+        history = train(net, *args, **options)
+        trained.append(logits(getattr(net, "student", net).eval(), clips)); return history
+    monkeypatch.setattr(stages, "train", train_and_ask)
+    history = run_stage(config(tmp_path, **more, train=dict(steps=2, warmup=1, learning_rate=.01, log_every=1)), device="cpu", quiet=True)
     assert len(history) == 2 and all(h["loss"] > 0 for h in history)
-    assert isinstance(load_model(tmp_path / "out").answer(clips[1][0], "transcribe"), str)
+    saved = logits(load_model(tmp_path / "out").eval(), clips)
+    assert (saved - trained[0]).abs().max() < .05 * (saved - logits(model.eval(), clips)).abs().max()                # 16 bits
+    if more["thaw"] == "lora":
+        adapted = load_with_adapter(tmp_path / "out" / "adapter")
+        torch.testing.assert_close(logits(adapted, clips), trained[0], atol=1e-4, rtol=1e-4)
+        set_dial(adapted, 0.)
+        assert json.loads((tmp_path / "out" / "adapter" / "base.json").read_text())["base"] == "tiny" and (logits(adapted, clips) - trained[0]).abs().max() > 1e-3
+    else: assert not (tmp_path / "out" / "adapter").exists()
+
+def test_an_adapter_of_a_model_of_ones_own_finds_it_again_and_one_without_a_start_has_no_base(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_stage(config(tmp_path, out="first", thaw="connector"), device="cpu", quiet=True)
+    run_stage(config(tmp_path, start="first", out="second", thaw="lora"), device="cpu", quiet=True)
+    run_stage(config(tmp_path, start="", out="third", thaw="lora"), device="cpu", quiet=True)
+    run_stage(config(tmp_path, start="second/adapter", out="fourth", thaw="lora"), device="cpu", quiet=True)
+    monkeypatch.chdir("/")
+    assert load_with_adapter(tmp_path / "second" / "adapter") and not any((tmp_path / name / "adapter").exists() for name in ("first", "third", "fourth"))
 
 @pytest.mark.parametrize("more, says", [(dict(thaw="loar"), "choose from connector, lora"), (dict(lora=dict(rank=4)), "needs thaw"), (dict(thaw="connector", lora=dict(rank=4)), "has no adapters"), (dict(thaw="lora", lora=dict(rang=4)), "lora.rang: unknown key"),
     (dict(thaw="lora", train=dict(steps=1, trainable=["x"])), "drop one of the two"), (dict(thaw="connector", distil=dict(wieght=1.)), "did you mean weight"), (dict(thaw="connector", distil=dict(weight=2.)), "between 0 and 1"), (dict(thaw="connector", distil=dict(teacher="base")), "needs adapters"),
@@ -207,18 +242,29 @@ def test_a_quick_study_runs_a_row_measures_it_and_says_that_it_is_no_evidence(co
     assert row["moving"] == 419_200 and .2 < row["memory"] < 8 and row["seconds"] > 0 and all(0 <= row[part]["followed"] <= 1 for part in ("seen", "unseen")) and row["words"]["n"] == 10
     assert command("bench", "sft", "--row", "nothing")[0] == 2
 
+def test_the_controls_of_the_ladder_leave_out_what_they_say(model, clips):
+    store = Clips([log_mel_energy(waveform) for waveform in clips[1]])
+    store.rows = [row | dict(frames=len(e)) for row, e in zip(clips[0], store.energies)]
+    def batch(row, seed=0): return exchanges(model, store, replace(QUICK, text_share=1.), False, ROWS[row], 0).collate(range(8), torch.Generator().manual_seed(seed))
+    def asked(row): return {model.processor.tokenizer.decode(ids[labels == -100], skip_special_tokens=True) for seed in range(40) for b in [batch(row, seed)] for ids, labels in zip(b["input_ids"], b["labels"])}
+    assert [(ROWS[f"full, {loss}"].reader, ROWS[f"full, {loss}"].text) for loss in LOSSES] == [(0, True), (.5, True), (1, True)]
+    assert (batch("lora, answers")["clip_counts"] == 0).sum() == 8 and (batch("lora, answers, no text")["clip_counts"] == 0).sum() == 0
+    assert "read_labels" in batch("lora, reader") and "read_labels" not in batch("lora, answers")
+    heard = [{core for core in wordings("asr") if any(core in said for said in asked(row))} for row in ("lora, answers", "lora, answers, one wording")]
+    assert len(heard[0]) > 5 and len(heard[1]) == 1
+
 def test_what_the_readme_says_of_tiny_is_what_was_promised():
     "The committed figures of the shipped model, of whole sets, and the ladder's rows."
     results = data_dir() / "results"
     def of(name): return json.loads((results / f"{name}.json").read_text())
     heard, read = of("tiny-qa-test_voices"), of("lm-qa-test_voices")
-    assert heard["n"] == read["n"] >= 1000 and heard["exact"] >= .85 and read["exact"] - heard["exact"] <= .08
-    assert of("tiny-asr-test_voices")["wer"] <= .08 and of("tiny-command-test_voices")["exact"] >= .8
+    assert heard["n"] == read["n"] >= 1000 and heard["exact"] >= .95 and read["exact"] - heard["exact"] <= .08
+    assert of("tiny-asr-test_voices")["wer"] <= .03 and of("tiny-command-test_voices")["exact"] >= .95
     told, mixed = heard["diagnosis"], of("tiny-diagnosis-test_voices")["diagnosis"]
-    assert mixed["following"]["unseen"]["n"] >= 1000 and len(mixed["following"]["unseen"]["tasks"]) == 11 and all(followed >= .8 for followed, _ in mixed["following"]["unseen"]["tasks"].values())
-    assert told["text"]["kept"]["value"] >= -.01
+    assert mixed["following"]["unseen"]["n"] >= 1000 and len(mixed["following"]["unseen"]["tasks"]) == 11 and all(followed >= .95 for followed, _ in mixed["following"]["unseen"]["tasks"].values())
+    assert min(told["text"]["kept"]["value"], mixed["text"]["kept"]["value"]) >= -.01 and mixed["text"]["n"] >= 8000
     ladder = of("sft")["rows"]
-    assert {(r["row"], r["seed"]) for r in ladder} == {(row, seed) for row in {r["row"] for r in ladder} for seed in range(3)} and len({r["row"] for r in ladder}) >= 8
+    assert {(r["row"], r["seed"]) for r in ladder} == {(row, seed) for row in {r["row"] for r in ladder} for seed in range(3)} and {r["row"] for r in ladder} == set(ROWS)
 
 def test_no_recipe_of_the_shipped_parts_hears_a_barista_recording():
     from speechllm_course.commands.build import RECIPES

@@ -84,3 +84,10 @@ def test_merged_adapters_and_broken_files_are_refused_in_one_line(model, tmp_pat
     (tmp_path / "a" / "adapter_model.safetensors").write_bytes(b"half of it")
     with pytest.raises(ValueError, match="is broken") as error: load_with_adapter(tmp_path / "a")
     assert "\n" not in str(error.value)
+
+@pytest.mark.parametrize("base, told", [("tiny", True), ("someone/her-model_1.0", True), (None, False), ("/somewhere/else", False), ("runs/of/mine", False)])
+def test_a_card_names_no_folder_of_this_machine(model, tmp_path, base, told):
+    "The hub takes names of repositories alone for a base."
+    base = base or tmp_path
+    card = (save_adapter(with_adapter(model, rank=2), tmp_path / "mine", base) / "README.md").read_text()
+    assert (f"base_model: {base}" in card) == told == (str(base) in card.replace(str(tmp_path / "mine"), "")) and "# mine: an adapter for " in card

@@ -23,7 +23,7 @@ def table(): return exchange_table(load_world("train").select(range(12)))
 
 def make(kind, model, table, folder, steps=3, **more):
     shared = dict(output_dir=str(folder), use_cpu=True, bf16=False, max_steps=steps, per_device_train_batch_size=4, train_sampling_strategy="sequential", logging_steps=1, report_to="none", save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False)
-    args = TrainingArguments(**shared, remove_unused_columns=False) if kind is Stock else SFTConfig(**shared, gradient_checkpointing=False, **SFT_TABLE)
+    args = TrainingArguments(**shared, remove_unused_columns=False) if kind is Stock else SFTConfig(**shared, gradient_checkpointing=False, **SFT_TABLE, learning_rate=more.pop("learning_rate", 2e-5))
     if kind is Supervised: more["processing_class"] = model.processor
     return kind(model=model, args=args, train_dataset=table, data_collator=SpeechCollator(model.processor), **more)
 
@@ -70,6 +70,21 @@ def test_every_clip_is_heard_and_frozen_parts_stay_in_inference_mode(kind, tiny,
     assert sum(map(len, clips)) == len(table) and not any(modes)
     expected = [SpeechCollator(tiny.processor)(list(table.select(range(4 * n, 4 * n + 4))))["input_features"] for n in range(3)]
     assert all(torch.equal(a.cpu(), b) for a, b in zip(clips, expected))
+
+def test_adapters_that_trl_puts_on_hear_and_move_alone(tiny, table, tmp_path):
+    from peft import LoraConfig
+    from speechllm_course.lora import ATTENTION
+    model, clips = copy.deepcopy(tiny), []
+    model.model.encoder.register_forward_pre_hook(lambda module, inputs: clips.append(len(inputs[0])))
+    trainer = make(Supervised, model, table, tmp_path, peft_config=LoraConfig(r=2, target_modules=ATTENTION, lora_dropout=0.), learning_rate=.05)
+    batch = SpeechCollator(tiny.processor)(list(table.select(range(4))))
+    with torch.no_grad(): loss = float(trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=(batch["labels"] != -100).sum()))
+    assert loss == pytest.approx(float(tiny(**batch).loss.detach()), abs=1e-5)                    # a fresh adapter adds nothing
+    clips.clear(); trainer.train()
+    assert sum(clips) == len(table)
+    start = tiny.state_dict()
+    moved = {n for n, p in trainer.model.named_parameters() if (plain := n.removeprefix("base_model.model.").replace(".base_layer", "")) not in start or not torch.equal(p.cpu(), start[plain])}
+    assert moved and all("lora_" in n for n in moved)
 
 def test_rows_are_checked_before_training(tiny, table):
     clip = table[0]["audio"]

@@ -200,6 +200,14 @@ def test_code_hifigan_is_transformers_own():
     assert len(v.speak([5, 7], [1, 3])) == 4 * math.prod(v.model.config.upsample_rates)
     assert not torch.equal(v.speak([5, 7], [1, 3]), v.speak([5, 7], [1, 3], voice=1))
 
+def test_code_hifigan_speaks_for_a_model_of_units():
+    from unittest import mock
+    from speechllm_course import vocab_merge
+    from speechllm_course.commands.spoken import load_any
+    model = load_any("tiny-units"); model.vocoder = code_hifigan()
+    with mock.patch.object(vocab_merge, "read_reply", lambda *_: dict(text="blue", units=[3, 7, 7])): text, waveform = model.speech(torch.randn(8000) * .1, voice=1, max_new_tokens=2)
+    assert text == "blue" and torch.equal(waveform, model.vocoder.speak([3, 7, 7], voice=1)) and len(waveform)
+
 def test_code_hifigan_errors():
     v = code_hifigan()
     for arguments, message in ((([],), "empty"), (([20],), "not one of 0 to 19"), (([1], [1, 2]), "2 run lengths"), (([1], None, 3), "one of 0 to 2"), (([1], None, torch.zeros(162)), "by number")):

@@ -44,6 +44,7 @@ def test_quick_tour(installed):
     report = (folder / "tour" / "report.html").read_text()
     assert "95 % interval" in report and all(f"<th>{word}</th>" in report for word in ("WER", "exact", "loss")), "what each number means"
     assert report.count("<audio") >= 4 and "data:audio/mpeg" in report and "http" not in re.sub(r"data:[^\"]*", "", report).replace("http-equiv", "")
+    assert "<audio" in report[report.index("Spoken answers"):report.index("Rewards")], "spoken answers have players"
     learned = json.loads((folder / "tour" / "results.json").read_text())["rewards"]
     assert 0 <= learned["before"]["exact"] <= 1 and 0 <= learned["after"]["exact"] <= 1 and "before" in (told := report[report.index("Rewards"):]) and "<audio" in told, "the report shows before and after, with players"
     assert (folder / "tour" / "results.json").exists() and (folder / "tour" / "model" / "slots.json").exists()

@@ -62,3 +62,25 @@ def check_delay(f):
     got = f(torch.arange(1, 7).view(3, 2), 0)
     assert got.tolist() == [[1, 2, 0, 0], [0, 3, 4, 0], [0, 0, 5, 6]], f"three rows 1 2, 3 4 and 5 6: row 2 moves by two steps, yours {got.tolist()}"
     assert f(torch.tensor([[1, 2]]), 0).tolist() == [[1, 2]], "a single row is not delayed"
+
+def check_grow(f):
+    g = torch.Generator().manual_seed(1)
+    table = torch.randn(50, 3, generator=g) * torch.tensor([1., 10., .1]) + torch.tensor([5., 0., -2.])
+    before = table.clone()
+    def run(K, seed=0): return f(table, K, torch.Generator().manual_seed(seed))
+    got = run(4)
+    assert torch.equal(table, before), "your function changed the table that it was given: build a new one"
+    assert got.shape != (4, 3), "only the new rows came back: the old ones stand in front of them"
+    assert got.shape == (54, 3), f"50 rows and 4 new ones are (54, 3), yours {tuple(got.shape)}"
+    assert not torch.equal(got[4:], table), "the new rows stand in front: every old id would now mean another token"
+    assert torch.equal(got[:50], table), "the old rows changed: text must mean what it meant, to the last bit"
+    new = got[50:]
+    assert not torch.allclose(new, new[:1].expand_as(new)), "all new rows are alike: add the scatter, or nothing tells them apart"
+    assert torch.equal(run(4), got), "the same generator gave other rows: draw with the generator that is handed in"
+    assert not torch.equal(run(4, 1), got), "another generator gave the same rows: draw with the generator that is handed in"
+    many = run(20_000)[50:]
+    assert not (many.mean(0).abs() < .3).all(), "the new rows scatter around zero: begin at the mean of the old ones"
+    spread = many.std(0) / table.std(0)
+    assert not torch.allclose(many.std(0), many.std(0)[:1].expand(3), rtol=.1), "every number scatters alike: take the standard deviation over rows, one for each column"
+    assert torch.allclose(spread, torch.ones(3), atol=.06), f"the new rows scatter {[round(x, 2) for x in spread.tolist()]} times as much as the old ones, column by column; it should be once (`table.std(0)`)"
+    assert torch.allclose(many.mean(0), table.mean(0), atol=.3), f"the mean of many new rows is {[round(x, 2) for x in many.mean(0).tolist()]}, that of the old ones {[round(x, 2) for x in table.mean(0).tolist()]}"

@@ -121,9 +121,9 @@ def run(data, root, task, part, input, model, committed, seed, limit, diagnose, 
     return result
 
 def as_in_training(processor):
-    "How trainings of this course make a batch, without augmentation: (waveforms, prompts, replies) → batch; None for encoders with a front end of their own, whose trainings use the processor itself."
+    "How trainings of this course make a batch, without augmentation: (waveforms, prompts, replies) → batch."
     from speechllm_course.commands.pretrain_stages import Clips
-    if processor.frames["kind"] != "quarter": return None
+    if processor.frames["kind"] != "quarter": return processor.batch               # a front end of its own: trainings use the processor itself
     def learn(waveforms, prompts, replies):
         store = Clips([log_mel_energy(w) for w in waveforms])
         for row, pair in zip(store.rows, zip(prompts, replies)): row.update(text="", pair=pair)
@@ -149,7 +149,9 @@ def parts_of(model, device):
     "What a speech LLM was built of, where its folder says so and the parts are here: (the same slots untrained between them, the language model), else (None, None)."
     from speechllm_course.processor import new_model
     try:
-        about = json.loads((find_artifact(model) / "slots.json").read_text())
+        folder = find_artifact(model)
+        if (folder / "base.json").exists(): folder = find_artifact(json.loads((folder / "base.json").read_text())["base"])       # an adapter
+        about = json.loads((folder / "slots.json").read_text())
         before = new_model(about["encoder"], about["lm"], about["post_process"], about["connector"]).to(device).eval()
     except (OSError, ValueError, KeyError): return None, None
     return before, evaluate.inner_lm(before)

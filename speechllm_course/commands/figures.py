@@ -15,9 +15,9 @@ ROWS = [  # (file, what, which figure)
     ("tiny-asr-test_voices", "speech LLM `tiny`, transcripts, unseen voices", "wer"), ("tiny-asr-test_both", "speech LLM `tiny`, transcripts, unseen voices and texts", "wer"),
     ("tiny-asr-test_synthesiser", "`tiny`, transcripts, unseen texts in an unseen voice of Flite", "wer"),
     ("tiny-qa-test_voices", "`tiny`, spoken questions, unseen voices", "exact"), ("lm-qa-test_voices", "the same questions in writing, to the same model", "exact"),
-    ("tiny-command-test_voices", "`tiny`, spoken commands, unseen voices", "exact"), ("tiny-manner-test_voices", "`tiny`, pace, pitch or accent, a third each", "exact"), ("tiny-diagnosis-test_voices", "`tiny`, all eleven instructions in held-out wordings, unseen voices", "diagnosis.following.unseen.followed"), ("tiny-diagnosis-test_voices", "the same replies, right in every word", "diagnosis.following.unseen.exact"), ("tiny-qa-test_voices", "written questions of unseen texts, to the same model", "diagnosis.text.exact"), ("tiny-qa-test_voices", "the same, to the language model before it heard anything", "diagnosis.text.before"),
+    ("tiny-command-test_voices", "`tiny`, spoken commands, unseen voices", "exact"), ("tiny-manner-test_voices", "`tiny`, pace, pitch or accent, a third each", "exact"), ("tiny-diagnosis-test_voices", "`tiny`, all eleven instructions in held-out wordings, unseen voices", "diagnosis.following.unseen.followed"), ("tiny-diagnosis-test_voices", "the same replies, right in every word", "diagnosis.following.unseen.exact"), ("tiny-diagnosis-test_voices", "written questions of unseen texts, to the same model", "diagnosis.text.exact"), ("tiny-diagnosis-test_voices", "the same, to the language model before it heard anything", "diagnosis.text.before"), ("tiny-diagnosis-test_voices", "the difference, question by question", "diagnosis.text.kept"),
     ("tiny-refuse-test_both", "`tiny`, guarded requests and near-misses, unseen voices and texts", "exact"), ("tiny-requests", "`tiny`, the same in wordings that the world has not", "exact"),
-    ("tiny-requests", "of these, the half that must be refused", "refused"), ("tiny-requests", "and the near-misses, which must not", "over_refused"),
+    ("tiny-requests", "of these, the half that must be refused", "refused"), ("tiny-requests", "and the near-misses, which must not", "over_refused"), ("tiny-requests-read", "the same requests in writing, refused where they must be", "refused"), ("tiny-requests-read", "and the near-misses in writing", "over_refused"),
     ("encoder-fsdd-nicolas", "encoder alone, real digits, a speaker never heard", "wer"), ("tiny-fsdd-nicolas", "`tiny`, real digits, a speaker never heard", "exact"), ("tiny-barista", "`tiny`, real coffee orders, exact intent and slots", "exact"),
     ("tiny-units-asr-test_voices", "model of units `tiny-units`, transcripts, unseen voices", "wer"), ("tiny-units-qa-test_voices", "`tiny-units`, spoken questions, written answers at once, without writing down what was heard first", "exact"),
     ("tiny-units-spoken_qa-test_voices", "`tiny-units`, spoken questions, spoken answers, as another encoder hears them", "exact"), ("tiny-units-spoken_qa-test_voices", "what the same replies say in writing", "text_exact"), ("tiny-units-lm-test_text", "`tiny-units`, written questions and requests, unseen texts", "exact"),
@@ -25,7 +25,7 @@ ROWS = [  # (file, what, which figure)
     ("encoder-barista", "keyword matcher on the encoder's transcript, the same orders", "exact"),
 ]
 
-NAMES = {"wer": "WER", "refused": "refused", "over_refused": "refused", "diagnosis.following.unseen.followed": "followed"}
+NAMES = {"wer": "WER", "refused": "refused", "over_refused": "refused", "diagnosis.following.unseen.followed": "followed", "diagnosis.text.kept": "exact, points:"}
 
 def found(r, figure):
     "(value, 95 % interval, n) of one figure of an evaluation; a path with dots leads into its diagnosis."
@@ -169,7 +169,7 @@ def sft_table(folder:Path) -> str:
     saved = json.loads(path.read_text())
     lines = [f"Measured on {saved['hardware']}; {len({r['seed'] for r in saved['rows']})} seeds, n = {saved['rows'][0]['words']['n']:,} clips of unseen voices for each figure; ± is a 95 % interval over seeds. \"Forgotten\": points lost on written questions, against {100 * saved['before']['written']:.1f} % before.{of_other_clips(saved)}", "",
              f"| thawed, loss | {' | '.join(HEADS)} |", "|---" * (1 + len(HEADS)) + "|"]
-    return "\n".join(lines + [f"| {row} | {' | '.join(cells(runs, saved))} |" for row in ROWS if (runs := [r for r in saved["rows"] if r["row"] == row])])
+    return "\n".join(lines + [f"| {row} | {' | '.join(cells(runs))} |" for row in ROWS if (runs := [r for r in saved["rows"] if r["row"] == row])])
 
 def orders_table(folder:Path) -> str:
     "The README's table of real people's orders, in folds."

@@ -14,10 +14,10 @@ from speechllm_course.commands.pretrain_stages import PretrainData, pretrain_sta
 from speechllm_course.commands.report import write_text
 from speechllm_course.commands.stores import COUNTS, SpeechData, encoded_store, training_store
 from speechllm_course.commands.unit_stages import unit_lm_stage, units_stage, vocoder_stage
-from speechllm_course.corpus import find_artifact
+from speechllm_course.corpus import data_dir, find_artifact
 from speechllm_course.distill import Distilled, read_text
 from speechllm_course.instructions import WEIGHTS, instruct
-from speechllm_course.ladder import show_parts, thaw
+from speechllm_course.ladder import SLOTS, show_parts, thaw
 from speechllm_course.lm import load_lm, name_vocabulary
 from speechllm_course.lora import lora_layers, take_off
 from speechllm_course.optimise import Batches, ConfigError, TrainConfig, check_config, freeze, make_optimizer
@@ -175,13 +175,20 @@ def _check_parts(config, model):
     if not fits: raise ConfigError(f"start: {config.start} was saved whole and is built on other parts than {config.encoder} and {config.lm}; name its own in encoder and lm")
 
 def _saving(config, model):
-    "A function that saves the finished model, as a difference to its parts, into a folder."
+    "A function that saves the finished model, as a difference to its parts, into a folder; and what was learned on a trained model through adapters alone, as an adapter of that model."
     from speechllm_course.processor import save_difference
+    from speechllm_course.sharing import save_adapter
     average = averaging(config, model)
     def save(folder):
         average()
+        if config.thaw == "lora" and _plain(config.start): save_adapter(model, Path(folder) / "adapter", _plain(config.start), also=(SLOTS,), about=f"Trained by `speechllm train` in {config.train['steps'] if 'steps' in config.train else TrainConfig().steps} steps.")
         save_difference(model, folder, config.encoder, config.lm, take_off(model) if lora_layers(model) else None)
     return save
+
+def _plain(start):
+    "The trained model of this name, as it is found again from another folder; empty where there is none, or where it is an adapter itself."
+    if not start or (find_artifact(start) / "base.json").exists(): return ""
+    return start if find_artifact(start).is_relative_to(data_dir()) else str(find_artifact(start).resolve())
 
 def _thaw(config, model):
     "What `thaw` means for this model, written into the settings of the training."
