@@ -139,7 +139,7 @@ def test_a_folder_of_recordings(recordings, tmp_path, capsys):
     (dict(objective="bert"), "'bert' is unknown; choose from bestrq"), (dict(model=dict(options=dict(cods=3))), "model.options.cods: unknown key; did you mean codes"), (dict(model=dict(body=dict(hiden_size=3))), "did you mean hidden_size"),
     (dict(data=dict(clips=0)), "no clip to learn from"), (dict(data=dict(clips=0, folders=["/no/such/folder"])), "/no/such/folder: no such folder"),
     (dict(objective="hubert", model=dict(options=dict(clusters=10**6))), "K must be at least 1 and at most the number of frames"), (dict(data=dict(p=1.)), "p lies from 0 to below 1"),
-    (dict(objective="wav2vec2", model=dict(options=dict(negatives=0))), "negatives: 0"), (dict(objective="wav2vec2", model=dict(options=dict(cooling=1.5))), "cooling: 1.5"), (dict(data=dict(augment=True)), "data.augment: stage pretrain never reads it"), (dict(data=dict(watch="world:valid")), "data.watch")])
+    (dict(objective="wav2vec2", model=dict(options=dict(negatives=0))), "negatives: 0"), (dict(objective="wav2vec2", model=dict(options=dict(cooling=1.5))), "cooling: 1.5"), (dict(data=dict(augment=False)), "data.augment: stage pretrain never reads it"), (dict(data=dict(watch="world:valid")), "data.watch")])
 def test_what_cannot_work_says_so(config, part, tmp_path):
     with pytest.raises((ConfigError, DataError, ValueError), match=part) as e: run_stage(stage(tmp_path, **config), device="cpu", quiet=True)
     assert "\n" not in str(e.value)

@@ -125,7 +125,7 @@ def pretrainer(about, data, store, start, seed=0, device="cpu"):
 def pretrain_stage(config):
     "A self-supervised encoder. It is saved as an encoder whose CTC heads are untrained: `start` of a next stage, or ears of a speech LLM."
     about, data = check_config(dict(config.model), PretrainModel), check_config(config.data, PretrainData)
-    unread = [key for key in config.data if key not in (*COUNTS, "seed", "budget", "longest", "clean", "recordings", "folders", "p", "width")]
+    unread = [key for key, value in vars(data).items() if key not in (*COUNTS, "seed", "budget", "longest", "clean", "recordings", "folders", "p", "width") and value != getattr(PretrainData(), key)]
     if unread: raise ConfigError(f"data.{unread[0]}: stage pretrain never reads it; drop it")
     body = known_options(about.body, ConformerConfig.__annotations__, "model.body")
     if config.start: whole = Conformer.from_pretrained(started_from(config.start, ConformerConfig.model_type, "one of our encoders, such as encoder"), dtype=torch.float32, use_safetensors=True)
