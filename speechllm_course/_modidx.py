@@ -808,6 +808,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'speechllm_course.sharing': { 'speechllm_course.sharing._read': ('sharing.html#_read', 'speechllm_course/sharing.py'),
                                           'speechllm_course.sharing._tensors': ('sharing.html#_tensors', 'speechllm_course/sharing.py'),
                                           'speechllm_course.sharing._write': ('sharing.html#_write', 'speechllm_course/sharing.py'),
+                                          'speechllm_course.sharing.base_folder': ( 'sharing.html#base_folder',
+                                                                                    'speechllm_course/sharing.py'),
                                           'speechllm_course.sharing.identity': ('sharing.html#identity', 'speechllm_course/sharing.py'),
                                           'speechllm_course.sharing.load_adapter': ( 'sharing.html#load_adapter',
                                                                                      'speechllm_course/sharing.py'),

@@ -16,6 +16,7 @@ from speechllm_course.lm import CutReply, name_vocabulary
 from speechllm_course.processor import CutClip, speech_collate
 from speechllm_course.recordings import SOURCES, find_root, load_barista, load_folder, load_fsdd, load_librispeech
 from speechllm_course.safety import CONDITIONS, spoken_requests
+from speechllm_course.sharing import base_folder
 from speechllm_course.voices import can_flite, can_synthesise
 
 def load(data, root=None, committed=False, seed=0, task=None):
@@ -149,9 +150,7 @@ def parts_of(model, device):
     "What a speech LLM was built of, where its folder says so and the parts are here: (the same slots untrained between them, the language model), else (None, None)."
     from speechllm_course.processor import new_model
     try:
-        folder = find_artifact(model)
-        if (folder / "base.json").exists(): folder = find_artifact(json.loads((folder / "base.json").read_text())["base"])       # an adapter
-        about = json.loads((folder / "slots.json").read_text())
+        about = json.loads((base_folder(model) / "slots.json").read_text())
         before = new_model(about["encoder"], about["lm"], about["post_process"], about["connector"]).to(device).eval()
     except (OSError, ValueError, KeyError): return None, None
     return before, evaluate.inner_lm(before)

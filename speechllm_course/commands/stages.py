@@ -22,6 +22,7 @@ from speechllm_course.lm import load_lm, name_vocabulary
 from speechllm_course.lora import lora_layers, take_off
 from speechllm_course.optimise import Batches, ConfigError, TrainConfig, check_config, freeze, make_optimizer
 from speechllm_course.processor import add_placeholder, load_ears
+from speechllm_course.sharing import base_folder, save_adapter
 from speechllm_course.train import check_run, train
 from speechllm_course.voices import ACCENTS, PACES, PITCHES
 from speechllm_course.world import PROMPTS, sentences
@@ -159,8 +160,7 @@ def rl_stage(config):
 
 def _keep_parts(config, model):
     "A trained model brings the encoder and the language model that it was built on, or must fit those that are named: in the end only the difference to them is saved."
-    folder = find_artifact(config.start)
-    if (folder / "base.json").exists(): folder = find_artifact(json.loads((folder / "base.json").read_text())["base"])       # an adapter
+    folder = base_folder(config.start)
     if not (folder / "slots.json").exists(): return _check_parts(config, model)
     parts = json.loads((folder / "slots.json").read_text())
     for name in ("encoder", "lm"):
@@ -177,7 +177,6 @@ def _check_parts(config, model):
 def _saving(config, model):
     "A function that saves the finished model, as a difference to its parts, into a folder; and what was learned on a trained model through adapters alone, as an adapter of that model."
     from speechllm_course.processor import save_difference
-    from speechllm_course.sharing import save_adapter
     average = averaging(config, model)
     def save(folder):
         average()
@@ -187,7 +186,7 @@ def _saving(config, model):
 
 def _plain(start):
     "The trained model of this name, as it is found again from another folder; empty where there is none, or where it is an adapter itself."
-    if not start or (find_artifact(start) / "base.json").exists(): return ""
+    if not start or base_folder(start) != find_artifact(start): return ""
     return start if find_artifact(start).is_relative_to(data_dir()) else str(find_artifact(start).resolve())
 
 def _thaw(config, model):
